@@ -1,0 +1,9 @@
+"""What every room needs and no room owns: argument checks, files, registries, divisors."""
+
+from .check import as_matrix as as_matrix
+from .check import as_permutation as as_permutation
+from .files import replacing as replacing
+from .files import require_writable as require_writable
+from .numbers import divisors as divisors
+from .numbers import nearest_divisor as nearest_divisor
+from .registry import Registry as Registry

@@ -1,0 +1,8 @@
+"""Which entries of a factor may be non-zero, which factors may follow each other, and the products they make."""
+
+from . import transforms as transforms
+from .chain import Chain as Chain
+from .pattern import CONDITIONS as CONDITIONS
+from .pattern import Pattern as Pattern
+from .product import SparseProduct as SparseProduct
+from .spec import FAMILIES as FAMILIES
