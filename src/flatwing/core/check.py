@@ -30,14 +30,16 @@ def as_matrix(matrix: Any, name: str = "A", *, batch: bool = False) -> torch.Ten
     tensor = _as_tensor(matrix, name)
     rank = "a matrix (2 dimensions)" + (" or a batch of matrices" if batch else "")
     if tensor.ndim < 2 or (tensor.ndim > 2 and not batch):
-        step = f"Write {name}.reshape(1, -1)." if tensor.ndim < 2 else f"Factorize {name}[i] one by one or pass a batch."
+        step = (
+            f"Write {name}.reshape(1, -1)." if tensor.ndim < 2 else f"Factorize {name}[i] one by one or pass a batch."
+        )
         raise ValueError(f"{name} has shape {tuple(tensor.shape)}. Rule: {rank}. {step}")
     if tensor.numel() == 0:
         raise ValueError(f"{name} of shape {tuple(tensor.shape)} is empty. Rule: at least one row and one column.")
     if tensor.dtype not in COMPUTE_DTYPES:
         raise TypeError(
-            f"{name} has dtype {str(tensor.dtype).removeprefix('torch.')}. Rule: a real or complex floating-point matrix. "
-            f"Nearest good value: float64; write {name}.double() (torch) or {name}.astype('float64') (numpy)."
+            f"{name} has dtype {str(tensor.dtype).removeprefix('torch.')}. Rule: a real or complex floating-point "
+            f"matrix. Nearest good value: float64; write {name}.double() (torch) or {name}.astype('float64') (numpy)."
         )
     tensor = tensor.detach().to(COMPUTE_DTYPES[tensor.dtype])
     # One pass: a sum is not finite if any entry is not; it may overflow by itself, so look closer only then.
@@ -56,19 +58,36 @@ def _as_tensor(matrix: Any, name: str) -> torch.Tensor:
         if matrix.layout != torch.strided:
             raise TypeError(f"{name} is a sparse tensor ({matrix.layout}). Rule: a dense one; write {name}.to_dense().")
         return matrix
-    if hasattr(matrix, "toarray") and hasattr(matrix, "nnz"):
-        raise TypeError(f"{name} is a sparse {type(matrix).__name__}. Rule: a dense matrix; write {name}.toarray().")
+    for densify in ("toarray", "dense"):  # of scipy's sparse matrices, of our own products
+        if hasattr(matrix, densify) and hasattr(matrix, "nnz"):
+            raise TypeError(
+                f"{name} is a sparse {type(matrix).__name__}. Rule: a dense matrix; write {name}.{densify}()."
+            )
     try:
         array = np.asarray(matrix)
     except ValueError as error:
         raise ValueError(f"{name} is ragged: {error}. Rule: rows of equal length.") from error
+    except (TypeError, RuntimeError) as error:
+        raise TypeError(
+            f"{name} is a {type(matrix).__name__} that numpy cannot read ({error}). "
+            "Rule: a torch tensor, a numpy array or rows of numbers."
+        ) from error
     if array.dtype.kind not in "biufc":
         raise TypeError(
             f"{name} has dtype {array.dtype}. Rule: a real or complex floating-point matrix; "
             f"write np.asarray({name}, dtype='float64')."
         )
-    if array.dtype.kind == "f" and array.dtype.itemsize > 8 or array.dtype.kind == "c" and array.dtype.itemsize > 16:
+    if array.dtype.itemsize > {"f": 8, "c": 16}.get(array.dtype.kind, 8):
         raise TypeError(f"{name} has dtype {array.dtype}. Rule: at most float64 or complex128; use .astype('float64').")
+    return from_numpy(array)
+
+
+def from_numpy(array: np.ndarray) -> torch.Tensor:
+    """The tensor of an array; a copy only of what torch cannot share: reversed, byte-swapped or read-only memory.
+
+    >>> from_numpy(np.arange(3)[::-1])
+    tensor([2, 1, 0])
+    """
     if any(stride < 0 for stride in array.strides) or not array.dtype.isnative or not array.flags.writeable:
         array = np.array(array, dtype=array.dtype.newbyteorder("="))
     return torch.from_numpy(array)
@@ -81,7 +100,7 @@ def as_permutation(indices: Any, size: int, name: str, device: torch.device | st
     tensor([1, 0])
     """
     try:
-        tensor = torch.as_tensor(indices, device=device)
+        tensor = torch.as_tensor(from_numpy(indices) if isinstance(indices, np.ndarray) else indices, device=device)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{name} must be a permutation of 0..{size - 1}, got {type(indices).__name__}.") from error
     whole = not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from math import isqrt
 
 
 @lru_cache(maxsize=1024)
@@ -12,7 +13,7 @@ def divisors(n: int) -> tuple[int, ...]:
     >>> divisors(12)
     (1, 2, 3, 4, 6, 12)
     """
-    small = [k for k in range(1, int(n**0.5) + 1) if n % k == 0]
+    small = [k for k in range(1, isqrt(n) + 1) if n % k == 0]
     return tuple(small + [n // k for k in reversed(small) if k * k != n])
 
 

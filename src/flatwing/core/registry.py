@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterator, Mapping
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
@@ -45,6 +45,10 @@ class Registry(Mapping[str, T], Generic[T]):
         near = difflib.get_close_matches(str(name), self._entries, n=1)
         hint = f", did you mean {near[0]!r}?" if near else "."
         raise ValueError(f"unknown {self.kind} {name!r}{hint} Known: {', '.join(self._entries)}.")
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The entry, or `default` if the name is unknown."""
+        return self._entries.get(name, default)
 
     def __contains__(self, name: object) -> bool:
         return name in self._entries

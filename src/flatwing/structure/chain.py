@@ -226,7 +226,7 @@ class Chain(ChainFamilies):
             if data["format"] != "flatwing.chain" or data["version"] != 1:
                 raise ValueError(f"format {data['format']!r} version {data['version']!r}")
             return cls(_pattern(p) for p in data["patterns"])
-        except (TypeError, KeyError, ValueError) as error:
+        except (TypeError, KeyError, ValueError, RecursionError) as error:
             raise ValueError(
                 f"this is not the JSON of a chain ({error}). Rule: an object with format 'flatwing.chain', "
                 "version 1 and patterns [[a, b, c, d], ...], as chain.to_json() writes."

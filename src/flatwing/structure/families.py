@@ -51,7 +51,7 @@ class ChainFamilies:
         >>> print(Chain.butterfly(12), Chain.butterfly(12, radices=(4, 3)))
         (1,2,2,6)(2,2,2,3)(4,3,3,1) (1,4,4,3)(4,3,3,1)
         """
-        n = _whole("n", [n])[0]
+        n, rank = _whole("n and rank", [n, rank])
         radices = _primes(n) if radices is None else _whole("radices", radices)
         if prod(radices) != n or not radices:
             raise ValueError(
@@ -94,6 +94,7 @@ class ChainFamilies:
         >>> print(Chain.low_rank(6, 4, rank=2))
         (1,6,2,1)(1,2,4,1)
         """
+        m, n, rank = _whole("m, n and rank", [m, n, rank])
         return cls.from_radices((m, 1), (1, n), (rank,))
 
     @classmethod
@@ -127,9 +128,13 @@ class ChainFamilies:
         >>> print(Chain.kronecker([(2, 3), (4, 5)]))
         (1,2,3,4)(3,4,5,1)
         """
-        if not shapes or any(len(shape) != 2 for shape in shapes):
-            raise ValueError(f"kronecker needs the shapes of its matrices, got {shapes!r}. Write [(2, 3), (4, 5)].")
-        return cls.from_radices([m for m, _ in shapes], [n for _, n in shapes], [1] * (len(shapes) - 1))
+        try:
+            rows, columns = zip(*((m, n) for m, n in shapes), strict=True)
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"kronecker needs the shapes of its matrices, got {shapes!r}. Write [(2, 3), (4, 5)]."
+            ) from None
+        return cls.from_radices(rows, columns, [1] * (len(rows) - 1))
 
     @classmethod
     def deformable(cls, factors: Sequence[tuple[int, int, int, int, int]]) -> Chain:
@@ -142,8 +147,11 @@ class ChainFamilies:
         (1,3,4,2)(2,4,4,1)
         """
         patterns = []
-        for p, q, r, s, t in factors:
-            k = p // (r * t) if r * t else 0
+        for factor in factors:
+            if len(factor) != 5:
+                raise ValueError(f"deformable factor {factor!r}: rule five whole numbers (p, q, r, s, t).")
+            p, q, r, s, t = _whole("p, q, r, s and t", factor)
+            k = p // (r * t)
             if k < 1 or k * r * t != p or k * s * t != q:
                 raise ValueError(
                     f"deformable factor {(p, q, r, s, t)}: rule p = k r t and q = k s t with a whole k, "
@@ -160,14 +168,15 @@ class ChainFamilies:
         >>> print(Chain.dense(3, 5))
         (1,3,5,1)
         """
+        m, n = _whole("m and n", [m, n])
         return _chain([Pattern(1, m, n, 1)])
 
     @staticmethod
     def search(m: int, n: int, budget: float, max_factors: int | None = None) -> Iterator[Chain]:
         """Every non-redundant chainable chain of an m x n matrix within a parameter budget, cheapest first; lazy.
 
-        `budget` is a share of m*n if it is a float, a number of parameters if it is an int. Costs time and memory
-        in proportion to what is taken from the iterator. Raises `ValueError` for a budget that is not positive.
+        `budget` is a number of parameters if it is an integer, else a share of m*n. Costs time and memory in proportion
+        to what is taken from the iterator. Raises `ValueError` for a budget that is not positive.
 
         >>> from flatwing import Chain
         >>> [str(c) for c in Chain.search(4, 4, budget=8)]
@@ -175,6 +184,7 @@ class ChainFamilies:
         """
         from .search import search_chains
 
+        m, n = _whole("m and n", [m, n])
         return search_chains(m, n, budget, max_factors)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from jaxtyping import Int, Num
 
-from ..core import as_permutation
+from ..core import as_permutation, from_numpy
 from .chain import Chain
 from .pattern import Pattern
 from .split import Split
@@ -44,6 +44,11 @@ class SparseProduct:
     ) -> None:
         self.chain = chain
         self.factors = tuple(factors)
+        if not isinstance(chain, Chain) or not all(isinstance(w, torch.Tensor) for w in self.factors):
+            kinds = ", ".join(type(x).__name__ for x in (chain, *self.factors))
+            raise TypeError(
+                f"a product is made of a Chain and torch tensors, got {kinds}. See Chain.parse, torch.as_tensor."
+            )
         if len(self.factors) != len(chain):
             raise ValueError(f"the chain {chain} has {len(chain)} factors, got {len(self.factors)} tensors.")
         first = self.factors[0]
@@ -169,13 +174,43 @@ class SparseProduct:
             product = product.merge(s - 1, s)
         return product
 
+    def expanded(self, chain: Chain) -> SparseProduct:
+        """The same operator on a longer chain that reduces to this one; the inverse of `reduced`, exact.
+
+        Raises `ValueError` unless `chain.reduced()` is this product's chain.
+
+        >>> long = Chain.butterfly(16, rank=2)
+        >>> P = SparseProduct(long.reduced(), [torch.ones(4, 4, 8), torch.ones(4, 8, 4)])
+        >>> P.expanded(long).chain == long, bool((P.expanded(long).dense() == P.dense()).all())
+        (True, True)
+        """
+        if chain.reduced() != self.chain:
+            raise ValueError(
+                f"{chain} reduces to {chain.reduced()}, not to {self.chain}. Rule: the same reduced chain."
+            )
+        batch = prod(self.batch)
+        kept = [s for s in range(1, len(chain)) if s not in chain.redundant_splits]
+        ends = [0, *kept, len(chain)]
+        nodes = {
+            (lo, hi): w.reshape(-1, *w.shape[-2:]) for lo, hi, w in zip(ends, ends[1:], self.factors, strict=False)
+        }
+        for s in reversed(chain.redundant_splits):  # undo the merges, last one first
+            lo, hi = next(span for span in nodes if span[0] < s < span[1])
+            left, right = chain.support_of(lo, s), chain.support_of(s, hi)
+            split = Split(with_batch(left, batch), with_batch(right, batch))
+            nodes[lo, s], nodes[s, hi] = split.expand(nodes.pop((lo, hi)))
+        values = [nodes[i, i + 1].reshape(*self.batch, p.blocks, p.b, p.c) for i, p in enumerate(chain)]
+        return SparseProduct(chain, values, self.perm_in, self.perm_out)
+
     def __len__(self) -> int:
         return len(self.chain)
 
     def __getitem__(self, index: slice) -> SparseProduct:
         """Product of a slice of the factors, with the permutation of an end that is included."""
         if not isinstance(index, slice):
-            raise TypeError(f"a product is sliced, such as P[0:2], got P[{index!r}]; one factor's values: P.factors[i].")
+            raise TypeError(
+                f"a product is sliced, such as P[0:2], got P[{index!r}]; one factor's values: P.factors[i]."
+            )
         start, stop, _ = index.indices(len(self.chain))
         return SparseProduct(
             self.chain[index],
@@ -192,7 +227,7 @@ class SparseProduct:
         if isinstance(x, SparseProduct):
             return self._compose(x)
         if isinstance(x, np.ndarray):
-            return (self @ torch.from_numpy(np.ascontiguousarray(x))).numpy(force=True)
+            return _to_numpy(self @ from_numpy(x))
         if not isinstance(x, torch.Tensor):
             return NotImplemented
         n = self.chain.shape[1]
@@ -208,10 +243,13 @@ class SparseProduct:
             x = x.index_select(-2, self.perm_in)
         n, k = x.shape[-2:]
         if self.batch:
-            stack = torch.broadcast_shapes(self.batch, x.shape[:-2])
-            if stack != self.batch:
-                raise ValueError(f"P has batch {tuple(self.batch)}, x has {tuple(x.shape[:-2])}: they do not fit.")
-            y = x.expand(*stack, n, k).reshape(-1, k)  # the batch becomes part of `a`
+            stack = self.batch
+            try:
+                y = x.expand(*stack, n, k).reshape(-1, k)  # the batch becomes part of `a`
+            except RuntimeError:
+                raise ValueError(
+                    f"P has batch {tuple(stack)}, x has {tuple(x.shape[:-2])}. Rule: the same batch, or none."
+                ) from None
         else:
             stack = x.shape[:-2]
             y = x.movedim(-2, 0).reshape(n, -1)
@@ -230,18 +268,25 @@ class SparseProduct:
                 "P @ Q needs the same (or no) permutation between them, but P.perm_in and Q.perm_out differ. "
                 "Use P @ Q.dense(), or apply one after the other."
             )
-        return SparseProduct(
-            self.chain + other.chain, (*self.factors, *other.factors), other.perm_in, self.perm_out
-        )
+        return SparseProduct(self.chain + other.chain, (*self.factors, *other.factors), other.perm_in, self.perm_out)
 
     def __rmatmul__(self, x: Any) -> Any:
         """x @ P for a vector (m,) or (..., k, m)."""
         if isinstance(x, np.ndarray):
-            return (torch.from_numpy(np.ascontiguousarray(x)) @ self).numpy(force=True)
+            return _to_numpy(from_numpy(x) @ self)
+        if not isinstance(x, torch.Tensor):
+            return NotImplemented
+        m = self.chain.shape[0]
+        if x.ndim < 1 or x.shape[-1] != m:
+            raise ValueError(
+                f"P has {m} rows, x has shape {tuple(x.shape)}. Rule: x @ P with x ({m},) or (..., k, {m})."
+            )
         return (self.T @ x) if x.ndim == 1 else (self.T @ x.mT).mT
 
     def __mul__(self, scale: complex | torch.Tensor) -> SparseProduct:
-        """The operator times a number, absorbed by the first factor."""
+        """The operator times a number (a tensor without dimensions, say), absorbed by the first factor."""
+        if isinstance(scale, SparseProduct) or np.ndim(scale) > 0:
+            raise TypeError("P * x multiplies by a number. For products of matrices write P @ x, for rows scale_rows.")
         scaled = self.factors[0] * scale
         return self._with([scaled, *(w.to(scaled.dtype) for w in self.factors[1:])])
 
@@ -257,7 +302,7 @@ class SparseProduct:
 
     def matmat(self, x: np.ndarray) -> np.ndarray:
         """P X for a numpy matrix."""
-        return self.detach().to(torch.float32) @ x if self.dtype == torch.bfloat16 else self.detach() @ x
+        return self.detach() @ x
 
     def rmatmat(self, x: np.ndarray) -> np.ndarray:
         """P^H X for a numpy matrix."""
@@ -289,6 +334,10 @@ class SparseProduct:
     def __repr__(self) -> str:
         dtype = str(self.factors[0].dtype).removeprefix("torch.")
         return f"SparseProduct(shape={self.shape}, chain={str(self.chain)!r}, nnz={self.nnz}, dtype={dtype})"
+
+
+def _to_numpy(x: torch.Tensor) -> np.ndarray:
+    return (x.float() if x.dtype == torch.bfloat16 else x).numpy(force=True)  # numpy has no bfloat16
 
 
 def with_batch(pattern: Pattern, batch: int) -> Pattern:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterator
 from itertools import count
-from math import ceil
+from numbers import Integral
 from typing import NamedTuple
 
 from ..core import divisors
@@ -24,16 +24,21 @@ class _Node(NamedTuple):
 
 
 def search_chains(m: int, n: int, budget: float, max_factors: int | None = None) -> Iterator[Chain]:
-    """`Chain.search`: A* over the factors from the left, with the number of parameters as length.
-
-    The bound on what is missing is that every factor still to come has at least one parameter per row and column.
-    Ranks are opened one at a time, so nothing of the size of the search space is ever stored.
-    """
-    limit = budget * m * n if isinstance(budget, float) else budget
+    """`Chain.search`: the arguments are checked at once, the chains are found as they are asked for."""
+    limit = budget if isinstance(budget, Integral) else budget * m * n
     if not limit > 0:
         raise ValueError(f"budget={budget} allows no parameter. Rule: a share > 0 (float) or a count >= 1 (int).")
     if max_factors is not None and max_factors < 1:
         raise ValueError(f"max_factors={max_factors}. Rule: at least 1, or None for no limit.")
+    return _best_first(m, n, limit, max_factors)
+
+
+def _best_first(m: int, n: int, limit: float, max_factors: int | None) -> Iterator[Chain]:
+    """A* over the factors from the left, with the number of parameters as length.
+
+    The bound on what is missing is that every factor still to come has at least one parameter per row and column.
+    Ranks are opened one at a time, so nothing of the size of the search space is ever stored.
+    """
     tie = count()  # equal costs come out in the order in which they were found: deterministic
     heap: list[tuple[int, int, _Node, bool]] = []
 
@@ -69,7 +74,9 @@ def search_chains(m: int, n: int, budget: float, max_factors: int | None = None)
             if _irredundant(node):
                 yield Chain.from_radices(node.q, node.p, node.ranks)
             continue
-        parent = _Node(0, node.q[:-1], node.p[:-1], node.ranks[:-1], node.rows // node.q[-1], node.columns // node.p[-1])
+        parent = _Node(
+            0, node.q[:-1], node.p[:-1], node.ranks[:-1], node.rows // node.q[-1], node.columns // node.p[-1]
+        )
         before, rank = (parent.ranks[-1] if parent.ranks else 1), node.ranks[-1]
         parent = parent._replace(cost=node.cost - node.columns * (m // parent.rows) * before * rank)
         if rank + 1 < node.q[-1] * before:
@@ -82,8 +89,3 @@ def search_chains(m: int, n: int, budget: float, max_factors: int | None = None)
 def _irredundant(node: _Node) -> bool:
     r = (1, *node.ranks, 1)
     return all(r[i] < min(node.q[i - 1] * r[i - 1], node.p[i] * r[i + 1]) for i in range(1, len(r) - 1))
-
-
-def smallest_budget(m: int, n: int) -> int:
-    """Parameters of the cheapest chain that reaches every row and column: rank one, m + n."""
-    return ceil(m + n) if m > 1 and n > 1 else m * n

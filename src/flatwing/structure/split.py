@@ -79,6 +79,29 @@ class Split:
         a, c1, b2, d = self.grid
         return right.reshape(a, c1, d, self.rank, b2, self.right.c).permute(0, 1, 4, 2, 3, 5)
 
+    def expand(
+        self, values: Num[torch.Tensor, "blocks b c"]
+    ) -> tuple[Num[torch.Tensor, "blocks1 b1 c1"], Num[torch.Tensor, "blocks2 b2 c2"]]:
+        """Values of two factors whose product is given, exactly, for a redundant split (r >= min(rows, columns)).
+
+        One factor holds the blocks, the other identities; both are padded with zeros up to rank r. Raises `ValueError`
+        if the split is not redundant: then only an approximation exists.
+        """
+        blocks = self.blocks(values)
+        rows, columns = self.block_shape
+        if self.rank < min(rows, columns):
+            raise ValueError(
+                f"the split {self.left} * {self.right} has rank {self.rank} and blocks of {rows} x {columns}. "
+                "Rule: rank >= the smaller side; otherwise use factorize."
+            )
+        eye = torch.eye(min(rows, columns), dtype=values.dtype, device=values.device)
+        eye = eye.expand(*blocks.shape[:4], *eye.shape)
+        u, v = (eye, blocks) if rows <= columns else (blocks, eye)
+        padding = self.rank - eye.shape[-1]
+        u = torch.nn.functional.pad(u, (0, padding))
+        v = torch.nn.functional.pad(v, (0, 0, 0, padding))
+        return self.left_values(u), self.right_values(v)
+
     def multiply(
         self, left: Num[torch.Tensor, "blocks1 b1 c1"], right: Num[torch.Tensor, "blocks2 b2 c2"]
     ) -> Num[torch.Tensor, "blocks b c"]:

@@ -60,11 +60,15 @@ def load_product(path: str | os.PathLike[str]) -> SparseProduct:
             f"{str(path)!r} is not a readable safetensors file ({error}); it may be truncated. "
             "Rule: a file written by product.save(path). Write it again."
         ) from error
-    chain = Chain.from_json(metadata.get("chain", ""))
-    missing = [name for name in (f"factor.{i}" for i in range(len(chain))) if name not in tensors]
-    if missing:
-        raise ValueError(f"{str(path)!r} has no tensor {missing[0]!r}, which its chain {chain} needs. Write it again.")
-    factors = [tensors[f"factor.{i}"] for i in range(len(chain))]
-    if metadata.get("complex") == "yes":
-        factors = [torch.view_as_complex(factor) for factor in factors]
-    return SparseProduct(chain, factors, tensors.get("perm_in"), tensors.get("perm_out"))
+    try:
+        chain = Chain.from_json(metadata.get("chain", ""))
+        factors = [tensors[f"factor.{i}"] for i in range(len(chain))]
+        if metadata.get("complex") == "yes":
+            factors = [torch.view_as_complex(factor) for factor in factors]
+        return SparseProduct(chain, factors, tensors.get("perm_in"), tensors.get("perm_out"))
+    except KeyError as error:
+        raise ValueError(
+            f"{str(path)!r} has no tensor {error}, which its chain {chain} needs. Write it again."
+        ) from None
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{str(path)!r} holds no product: {error} Write it again.") from error

@@ -32,11 +32,13 @@ def hadamard(n: int, *, normalized: bool = False, dtype: torch.dtype = Real) -> 
     >>> hadamard(4).dense().int().tolist()
     [[1, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]]
     """
-    if n < 2 or n & (n - 1):
-        raise ValueError(f"hadamard needs a power of two, got n={n}. The nearest is {2 ** max(1, round_log2(n))}.")
-    block = torch.tensor([[1, 1], [1, -1]], dtype=dtype) * (2**-0.5 if normalized else 1)
+    if n < 1 or n & (n - 1):
+        raise ValueError(f"hadamard needs a power of two, got n={n}. The nearest is {2 ** round_log2(n)}.")
+    block = torch.tensor([[1, 1], [1, -1]], dtype=dtype)[:n, :n]
+    if normalized:
+        block = block / len(block) ** 0.5
     chain = Chain.butterfly(n)
-    return SparseProduct(chain, [block.expand(n // 2, 2, 2)] * len(chain))
+    return SparseProduct(chain, [block.expand(p.blocks, *block.shape) for p in chain])
 
 
 def round_log2(n: int) -> int:
@@ -53,6 +55,10 @@ def dft(n: int, radices: Sequence[int] | None = None, *, dtype: torch.dtype = to
     >>> torch.allclose(dft(6) @ x, torch.fft.fft(x))
     True
     """
+    if not dtype.is_complex:
+        raise TypeError(
+            f"dft has dtype {dtype}. Rule: complex64 or complex128; real kin are hartley, dct2, dct4, dst2."
+        )
     chain = Chain.butterfly(n, radices)
     digits = chain.radices[0]
     factors, size = [], n
@@ -107,6 +113,8 @@ def circulant(column: Num[torch.Tensor, " n"]) -> SparseProduct:
     >>> circulant(torch.tensor([1.0, 2.0, 3.0])).dense().real.round().int().tolist()
     [[1, 3, 2], [2, 1, 3], [3, 2, 1]]
     """
+    if column.ndim != 1:
+        raise ValueError(f"circulant needs the first column, a vector; got shape {tuple(column.shape)}.")
     n = len(column)
     dtype = torch.promote_types(column.dtype, torch.complex64)
     fourier = dft(n, dtype=dtype)
@@ -153,6 +161,8 @@ def real_part(product: SparseProduct) -> SparseProduct:
     last only the real column. Raises `ValueError` if the chain is not chainable.
     Source: Chaumette, Gribonval, Riccietti (real part of a butterfly).
     """
+    if not product.factors[0].is_complex():
+        return product
     q, p = product.chain.radices
     outer = product.chain[0].a, product.chain[-1].d
     chain = Chain.from_radices(q, p, [2 * r for r in product.chain.ranks], *outer)
@@ -168,6 +178,10 @@ def real_part(product: SparseProduct) -> SparseProduct:
 def scale_rows(product: SparseProduct, scale: Num[torch.Tensor, " m"]) -> SparseProduct:
     """diag(scale) P, absorbed by the first factor; `scale` is in the order of the rows of K_1."""
     a, b, _, d = product.chain[0]
+    if scale.shape != (a * b * d,):
+        raise ValueError(
+            f"the scale of {a * b * d} rows or columns has shape {tuple(scale.shape)}. Rule: one number each."
+        )
     by_block = scale.reshape(a, b, d).transpose(1, 2).reshape(a * d, b, 1)
     factors = [by_block * product.factors[0], *product.factors[1:]]
     return SparseProduct(product.chain, _one_dtype(factors), product.perm_in, product.perm_out)

@@ -1,0 +1,9 @@
+"""A matrix in, sparse factors and a certificate out."""
+
+from .api import Factorization as Factorization
+from .api import SplitReport as SplitReport
+from .api import factorize as factorize
+from .certificate import Certificate as Certificate
+from .solvers import SOLVERS as SOLVERS
+from .solvers import BlockSolver as BlockSolver
+from .solvers import Truncation as Truncation

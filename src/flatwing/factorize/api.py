@@ -1,0 +1,252 @@
+"""`factorize`: a matrix and a chain in, a product and its certificate out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from math import isfinite, sqrt
+from typing import Any, final
+
+import torch
+
+from ..core import as_matrix
+from ..structure import Chain, SparseProduct
+from ..structure.nearest import nearest_chainable
+from ..structure.split import Split
+from .butterfly import hierarchical
+from .certificate import Certificate, rounding_level
+from .order import optimality_factor, peels_ends, split_order
+from .permutation import Permutations, candidate_permutations, permuted
+from .problem import Problem, scaled
+from .refine import refine_factors
+from .solvers import TOLERANCE
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class SplitReport:
+    """One cut: where, into what, and the error it made; errors are relative to the Frobenius norm of the matrix."""
+
+    position: int
+    rank: int
+    blocks: int
+    block_shape: tuple[int, int]
+    redundant: bool
+    error: float
+    """Error that the truncation at this cut made."""
+    matrix_error: float | None
+    """Smallest error of any product that restricts the matrix at this cut alone; None if exact (not computed)."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Factorization:
+    """What `factorize` returns: the product, what is proved about it, and the story of its cuts."""
+
+    product: SparseProduct
+    certificate: Certificate
+    splits: tuple[SplitReport, ...]
+    order: tuple[int, ...]
+    permutation: str
+    notes: tuple[str, ...]
+    certificates: tuple[Certificate, ...]
+    """One certificate per matrix of a batch (a tuple of one for a single matrix)."""
+
+    def __str__(self) -> str:
+        chain = self.product.chain
+        return f"{chain}, {chain.nnz} parameters ({chain.density:.1%} of dense): {self.certificate}"
+
+
+def factorize(
+    A: Any,
+    chain: Chain | str,
+    *,
+    order: str | Sequence[int] = "best",
+    orthonormalize: bool = True,
+    refine: int = 0,
+    perm: Any = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Factorization:
+    """Approximate A by a product of sparse factors, and prove how good the product is.
+
+    Args:
+        A: torch tensor or numpy array, real or complex, shape (m, n) or a batch (..., m, n) that shares the chain.
+            float16 and bfloat16 are computed in float32. Tensors that require grad are detached: the result carries no
+            history; to train a product, set `requires_grad_` on its factors.
+        chain: chainable, or the transpose of a chainable chain; a string is parsed (`Chain.parse`).
+        order: "l2r", "r2l", "balanced", a permutation of the splits such as (3, 1, 2), or "best", the better of "l2r"
+            and "r2l". Splits count from 1; split s cuts between the factors s and s+1.
+        orthonormalize: keep the parts beside the one being cut orthonormal; False is only for comparison.
+        refine: number of sweeps of alternating least squares afterwards; the error never grows.
+        perm: see `candidate_permutations`; A[perm_out][:, perm_in] is factorized and the product undoes it.
+        progress: called as progress(what, done, total) in long work.
+
+    Errors in the certificate are relative to the Frobenius norm. Raises `ValueError` for a wrong shape, NaN or Inf, a
+    chain that does not fit (the nearest is named) or is not chainable (the pair and condition are named), `TypeError`
+    for a wrong dtype or kind. Cost: O(m n max b), certificate included, times the small side of the blocks at most.
+    Source: Zheng, Le, Riccietti, Gribonval, "Butterfly factorization with error guarantees", SIAM J. Matrix Anal. Appl.
+    46(4), 2025; beta -> chain, sigma -> order, E^beta(A) >= lower_bound.
+
+    >>> import torch
+    >>> H = torch.tensor([[1.0, 1], [1, -1]], dtype=torch.float64)
+    >>> result = factorize(torch.kron(H, torch.kron(H, H)), Chain.butterfly(8))
+    >>> result.certificate.exact, result.product.nnz
+    (True, 48)
+    """
+    if isinstance(chain, str):
+        chain = Chain.parse(chain)
+    if not isinstance(chain, Chain):
+        raise TypeError(f"chain is a {type(chain).__name__}. Rule: a Chain or its text, such as 'butterfly(64)'.")
+    if not isinstance(refine, int) or isinstance(refine, bool) or refine < 0:
+        raise ValueError(f"refine={refine!r}. Rule: a whole number of sweeps >= 0.")
+    matrix = as_matrix(A, batch=True)
+    notes = _notes(A, matrix)
+    if tuple(matrix.shape[-2:]) != chain.shape:
+        m, n = matrix.shape[-2:]
+        raise ValueError(
+            f"A is {m} x {n} and the chain {chain} is {chain.shape[0]} x {chain.shape[1]}. Rule: equal sizes. "
+            f"The nearest chain for A is {nearest_chainable(chain, m, n)}."
+        )
+    if not chain.chainable and chain.T.chainable:
+        transposed = factorize(
+            matrix.mT,
+            chain.T,
+            order=_mirrored(order, len(chain)),
+            orthonormalize=orthonormalize,
+            refine=refine,
+            perm=perm[::-1] if isinstance(perm, tuple) else perm,
+            progress=progress,
+        )
+        return _transposed(transposed, notes)
+    _require_chainable(chain)
+    names = ("l2r", "r2l") if isinstance(order, str) and order == "best" else (order,)
+    reduced = chain.reduced()
+    kept = [s for s in range(1, len(chain)) if s not in chain.redundant_splits]
+    # Redundant splits restrict nothing: the reduced chain is factorized, its products are expanded at the end.
+    orders = dict.fromkeys(tuple(s for s in split_order(name, len(chain)) if s in kept) for name in names)
+    candidates = candidate_permutations(perm, chain, matrix.device)
+    attempts: list[_Attempt] = []
+    for label, perms in candidates.items():
+        problem = Problem.of(permuted(matrix, perms), reduced)
+        for cuts in orders:
+            say = None if progress is None else partial(progress, f"order {cuts}, columns {label}"[:60])
+            factors, tails = hierarchical(
+                problem.values, problem.patterns, [kept.index(s) + 1 for s in cuts], orthonormalize, say
+            )
+            if refine:
+                factors = refine_factors(problem, factors, refine, say)
+            attempts.append(_Attempt(problem, cuts, label, factors, tails, problem.error(factors)))
+    best = min(attempts, key=lambda attempt: float(attempt.error.sum()))
+    certificates, matrix_errors = _prove(best, orthonormalize)
+    splits = tuple(
+        _report(best, chain, s, kept.index(s) + 1 if s in kept else None, matrix_errors) for s in range(1, len(chain))
+    )
+    product = _product(best, chain, candidates[best.label])
+    return Factorization(product, certificates[0], splits, best.order, best.label, notes, certificates[1:])
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    """Factors found in one order, before anything is proved about them."""
+
+    problem: Problem
+    order: tuple[int, ...]
+    label: str
+    factors: list[torch.Tensor]
+    tails: dict[int, torch.Tensor]
+    error: torch.Tensor
+
+
+def _product(attempt: _Attempt, chain: Chain, perms: Permutations) -> SparseProduct:
+    problem = attempt.problem
+    factors = [*attempt.factors[:-1], scaled(attempt.factors[-1], problem.exponent)]
+    shaped = [
+        w.reshape(*problem.batch, p.blocks, p.b, p.c) for p, w in zip(problem.chain, factors, strict=True)
+    ]
+    product = SparseProduct(problem.chain, shaped, *perms)
+    return product if problem.chain == chain else product.expanded(chain)
+
+
+def _prove(attempt: _Attempt, orthonormalize: bool) -> tuple[tuple[Certificate, ...], list[float] | None]:
+    """The certificate of the whole batch, then one per matrix; and the relative tails of the matrix, split by split."""
+    problem, error = attempt.problem, attempt.error
+    floor = rounding_level(problem.values.dtype, len(problem.chain))
+    exact = error <= floor**2 * problem.norm
+    tails: list[torch.Tensor] = []
+    lower = torch.zeros_like(error)
+    if not bool(exact.all()):
+        # nothing achieved can be below the optimum: where rounding says otherwise, rounding is wrong
+        lower, tails = problem.bounds(error)
+        lower = torch.minimum(lower, error).where(~exact, 0.0)
+    factor, theorem = optimality_factor(attempt.order, orthonormalize)
+    whole = slice(0, problem.count)
+    rows = [whole, *(slice(i, i + 1) for i in range(problem.count))]
+
+    def certify(rows: slice) -> Certificate:
+        norm = float(problem.norm[rows].sum())
+        is_exact = bool(exact[rows].all())
+        achieved = _relative(error[rows], norm)
+        bound = factor * achieved
+        if not is_exact and isfinite(factor):
+            shares = torch.stack([t[rows].sum() for t in tails]) if tails else torch.zeros(1)
+            shares = shares * (1 + TOLERANCE[torch.float64])  # tails were never over-estimated; this bound must be
+            total = shares.sum() if peels_ends(attempt.order) else shares.sqrt().sum() ** 2
+            bound = _relative(problem.outside[rows].sum() + total, norm)
+        return Certificate(achieved, _relative(lower[rows], norm), bound, factor, theorem, is_exact)
+
+    total = float(problem.norm.sum())
+    matrix_errors = [_relative(problem.outside + t, total) for t in tails] if tails else None
+    return tuple(certify(r) for r in rows), matrix_errors
+
+
+def _report(
+    attempt: _Attempt, chain: Chain, s: int, place: int | None, matrix_errors: list[float] | None
+) -> SplitReport:
+    split = Split(chain[:s].pattern, chain[s:].pattern)
+    blocks, rank = split.regions[0] * split.regions[1], split.rank
+    if place is None:
+        return SplitReport(s, rank, blocks, split.block_shape, True, 0.0, 0.0)
+    error = _relative(attempt.tails[place], float(attempt.problem.norm.sum()))
+    return SplitReport(
+        s, rank, blocks, split.block_shape, False, error, None if matrix_errors is None else matrix_errors[place - 1]
+    )
+
+
+def _relative(squared: torch.Tensor, norm: float) -> float:
+    """Square root of the share of the squared norm; a zero matrix has no error."""
+    return sqrt(max(float(squared.sum()), 0.0) / norm) if norm > 0 else 0.0
+
+
+def _notes(given: Any, matrix: torch.Tensor) -> tuple[str, ...]:
+    dtype = given.dtype if isinstance(given, torch.Tensor) else getattr(given, "dtype", None)
+    name = str(dtype).removeprefix("torch.")
+    return (f"{name} input was computed in float32",) if name in ("float16", "bfloat16") else ()
+
+
+def _require_chainable(chain: Chain) -> None:
+    try:
+        chain.require_chainable()
+    except ValueError as error:
+        raise ValueError(
+            f"{error} The best product of such factors is not known to be computable. "
+            f"The nearest chainable chain is {nearest_chainable(chain)}."
+        ) from None
+
+
+def _mirrored(order: str | Sequence[int], factors: int) -> str | tuple[int, ...]:
+    """The order on the transposed chain that makes the same cuts."""
+    if isinstance(order, str):
+        return {"l2r": "r2l", "r2l": "l2r"}.get(order, order)
+    return tuple(factors - s for s in split_order(order, factors))
+
+
+def _transposed(result: Factorization, notes: tuple[str, ...]) -> Factorization:
+    factors = len(result.product)
+    splits = tuple(
+        replace(split, position=factors - split.position, block_shape=split.block_shape[::-1])
+        for split in reversed(result.splits)
+    )
+    order = tuple(factors - s for s in result.order)
+    return replace(result, product=result.product.T, splits=splits, order=order, notes=notes)

@@ -1,0 +1,69 @@
+"""Certificate: what is proved about one factorization."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import inf, isfinite, sqrt
+from typing import Any, final
+
+import torch
+
+# An error below this many roundings (times the square root of the number of factors) is no error at all.
+ROUNDINGS = 64
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """Proved facts about one factorization of A, all relative to the Frobenius norm of A.
+
+    * `error`: ||A - product|| as measured on the returned factors (before a cast to half precision).
+    * `lower_bound`: no product with this chain, whatever its values, has a smaller error.
+    * `guarantee`: error bound known before factorizing, from the tails of A alone (infinite where no theorem holds).
+    * `factor`: by the `theorem`, error <= factor * (best possible error) for any matrix.
+    * `exact`: the error is rounding; a ratio would be meaningless, the lower bound is reported as 0.
+
+    For a batch the norms are taken over the whole batch.
+    """
+
+    error: float
+    lower_bound: float
+    guarantee: float
+    factor: float
+    theorem: str
+    exact: bool
+
+    @property
+    def ratio(self) -> float:
+        """error / lower_bound, so the product is within this factor of the best; 1 if exact, infinite if unknown."""
+        if self.exact:
+            return 1.0
+        return self.error / self.lower_bound if self.lower_bound > 0 else inf
+
+    def __str__(self) -> str:
+        if self.exact:
+            return f"this product is exact to rounding: relative error {self.error:.1e}"
+        best = f"no product of this shape can be below {self.lower_bound:.4g}"
+        if not isfinite(self.ratio):
+            return f"relative error {self.error:.4g}; how good the best product of this shape is, is not known"
+        within = "this product is the best any product of this shape can do"
+        if self.ratio > 1 + 1e-6:
+            # rounded upwards: the sentence stays true
+            within = f"this product is within {_ceil(self.ratio)}x of the best any product of this shape can do"
+        return f"{within}: relative error {self.error:.4g}, {best}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON; infinities become None."""
+        numbers = {name: getattr(self, name) for name in ("error", "lower_bound", "ratio", "guarantee", "factor")}
+        finite = {name: value if isfinite(value) else None for name, value in numbers.items()}
+        return {**finite, "theorem": self.theorem, "exact": self.exact, "summary": str(self)}
+
+
+def rounding_level(dtype: torch.dtype, factors: int) -> float:
+    """Relative error below which a product of that many factors in this dtype counts as exact."""
+    return ROUNDINGS * torch.finfo(dtype).eps * sqrt(factors)
+
+
+def _ceil(ratio: float) -> str:
+    hundredths = int(ratio * 100)
+    return f"{(hundredths + (hundredths < ratio * 100)) / 100:.2f}"

@@ -1,0 +1,77 @@
+"""Split orders: in which order a chain of factors is cut, and what is proved for that order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from math import sqrt
+
+NAMES = ("best", "l2r", "r2l", "balanced")
+
+
+def split_order(order: str | Sequence[int], factors: int) -> tuple[int, ...]:
+    """The permutation of the splits 1 ... factors-1 that a name stands for, or the permutation itself, checked.
+
+    Split s cuts between the factors s and s+1 (counted from 1). Raises `ValueError` for anything else.
+
+    >>> split_order("l2r", 4), split_order("r2l", 4), split_order("balanced", 6)
+    ((1, 2, 3), (3, 2, 1), (3, 1, 2, 4, 5))
+    """
+    splits = range(1, factors)
+    if isinstance(order, str):
+        if order == "l2r":
+            return tuple(splits)
+        if order == "r2l":
+            return tuple(reversed(splits))
+        if order == "balanced":
+            return tuple(_balanced(1, factors))
+        raise ValueError(
+            f"unknown order {order!r}. Rule: {', '.join(map(repr, NAMES))} or a permutation of the splits "
+            f"such as {tuple(splits)}."
+        )
+    if sorted(order) != list(splits):
+        raise ValueError(
+            f"order {tuple(order)} is not a permutation of the splits 1 to {factors - 1}. "
+            f"Rule: each split once; the left-to-right order is {tuple(splits)}."
+        )
+    return tuple(int(s) for s in order)
+
+
+def _balanced(first: int, last: int) -> Iterator[int]:
+    if first < last:
+        middle = (first + last - 1) // 2
+        yield middle
+        yield from _balanced(first, middle)
+        yield from _balanced(middle + 1, last)
+
+
+def peels_ends(order: Sequence[int]) -> bool:
+    """Whether each split cuts one leaf off the single unfinished node, as left-to-right and right-to-left do.
+
+    >>> peels_ends((1, 3, 2)), peels_ends((2, 1, 3))
+    (True, False)
+    """
+    lowest, highest = min(order, default=0), max(order, default=0)
+    for s in order:
+        if s == lowest:
+            lowest += 1
+        elif s == highest:
+            highest -= 1
+        else:
+            return False
+    return True
+
+
+def optimality_factor(order: Sequence[int], orthonormalize: bool) -> tuple[float, str]:
+    """The factor by which the error may exceed the best possible one, and the theorem that says so.
+
+    `order` holds the splits that restrict something. Source: section 7 of Zheng et al.; the bounds used here are the
+    ones proved from the monotonicity of the tails (sqrt(L-1) for end-peeling orders, L-1 for all others).
+    """
+    splits = len(order)
+    if splits <= 1:
+        return 1.0, "exact optimum: at most one split restricts anything, and its truncated SVD is optimal"
+    if not orthonormalize:
+        return float("inf"), "none: without orthonormalization no bound holds for more than one split"
+    if peels_ends(order):
+        return sqrt(splits), "end-peeling order: error <= sqrt(L-1) * best"
+    return float(splits), "any order: error <= (L-1) * best"

@@ -1,0 +1,121 @@
+"""Problem: one matrix (or batch) and one irredundant chain, in the form that all algorithms of this room work on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import final
+
+import torch
+from jaxtyping import Float, Num
+
+from ..structure import Chain, Pattern
+from ..structure.product import extract, with_batch
+from ..structure.split import Split
+from .bounds import matrix_tails, tree_bound
+from .butterfly import chunks, join
+from .solvers import energy
+
+# Below this relative error the shared Gram matrices of `matrix_tails` have lost digits that the bound needs.
+CAREFUL_BELOW = 1e-5
+
+
+@final
+@dataclass(frozen=True)
+class Problem:
+    """Values of the matrix on the support of the chain, times 2**-exponent so that the largest entry is near 1.
+
+    A batch is a block-diagonal matrix: it multiplies `a` of every pattern, and sums over regions give one number per
+    matrix. All energies are squared Frobenius norms in float64.
+    """
+
+    chain: Chain
+    batch: torch.Size
+    values: Num[torch.Tensor, "blocks b c"]
+    exponent: int
+    norm: Float[torch.Tensor, " batch"]
+    outside: Float[torch.Tensor, " batch"]
+
+    @classmethod
+    def of(cls, matrix: Num[torch.Tensor, "*batch m n"], chain: Chain) -> Problem:
+        """Restrict a checked matrix to the support of a checked chain. Cost: a few passes over the matrix."""
+        batch = matrix.shape[:-2]
+        largest = torch.view_as_real(matrix).abs().max() if matrix.is_complex() else matrix.abs().max()
+        exponent = int(torch.frexp(largest).exponent) if largest > 0 else 0
+        pattern = chain.pattern
+        exponent = exponent if abs(exponent) > 16 else 0  # within a comfortable range the copy is saved
+        matrix = scaled(matrix, -exponent)
+        flat = matrix.reshape(-1, *chain.shape)
+        values = extract(flat, pattern)
+        norm = energy(values)
+        outside = torch.zeros_like(norm)
+        if pattern.blocks > 1:
+            rest = flat.clone()
+            a, b, c, d = pattern
+            grid = rest.reshape(-1, a, b, d, a, c, d).diagonal(dim1=1, dim2=4).diagonal(dim1=2, dim2=4)
+            grid.zero_()
+            outside = energy(rest)
+        return cls(chain, batch, values.reshape(-1, pattern.b, pattern.c), exponent, norm + outside, outside)
+
+    @cached_property
+    def patterns(self) -> list[Pattern]:
+        """The patterns of the chain with the batch inside `a`."""
+        return [with_batch(p, self.count) for p in self.chain]
+
+    @property
+    def count(self) -> int:
+        """Number of matrices in the batch."""
+        return self.batch.numel()
+
+    def split(self, s: int) -> Split:
+        """The cut of the whole chain at s."""
+        return Split(join(self.patterns[:s]), join(self.patterns[s:]))
+
+    def per_matrix(self, regions: Float[torch.Tensor, "columns rows"]) -> Float[torch.Tensor, " batch"]:
+        """Sum of region energies, one number per matrix of the batch."""
+        return regions.reshape(self.count, -1).sum(1)
+
+    def error(self, factors: Sequence[torch.Tensor]) -> Float[torch.Tensor, " batch"]:
+        """Squared error of a product, measured on its factors. Cost: O(m n r), the last product is never stored."""
+        if len(factors) == 1:
+            difference = (self.values - factors[0]).reshape(self.count, -1)
+            return self.outside + energy(difference)
+        middle = len(factors) // 2
+        split = self.split(middle)
+        u = split.left_blocks(_fuse(factors[:middle], self.patterns[:middle]))
+        v = split.right_blocks(_fuse(factors[middle:], self.patterns[middle:]))
+        blocks = split.blocks(self.values)
+        regions = torch.empty(blocks.shape[:4], dtype=torch.float64, device=blocks.device)
+        for index in chunks(blocks):
+            piece = (blocks[index] - u[index] @ v[index]).flatten(0, 3)
+            regions[index] = energy(piece).reshape(regions[index].shape)
+        return self.outside + self.per_matrix(regions)
+
+    def bounds(
+        self, error: Float[torch.Tensor, " batch"]
+    ) -> tuple[Float[torch.Tensor, " batch"], list[Float[torch.Tensor, " batch"]]]:
+        """Squared lower bound (tree bound) on the error of any product, and squared tails of the matrix, split by split.
+
+        `error` is what was achieved: it decides how carefully the tails must be computed.
+        """
+        splits = [self.split(s) for s in range(1, len(self.chain))]
+        share = (error / self.norm.clamp_min(torch.finfo(torch.float64).tiny)).clamp_min(0).sqrt()
+        tails = matrix_tails(self.values, splits, careful=bool((share < CAREFUL_BELOW).any()))
+        lower = self.outside + self.per_matrix(tree_bound(splits, tails)) if splits else self.outside
+        return lower, [self.per_matrix(t) for t in tails]
+
+
+def scaled(values: torch.Tensor, exponent: int) -> torch.Tensor:
+    """values * 2**exponent, exact, without a power that over- or underflows on the way."""
+    half = exponent // 2
+    return values if exponent == 0 else values * 2.0**half * 2.0 ** (exponent - half)
+
+
+def _fuse(factors: Sequence[torch.Tensor], patterns: Sequence[Pattern]) -> torch.Tensor:
+    """Values of a product of neighbours, as a balanced tree."""
+    if len(factors) == 1:
+        return factors[0]
+    middle = len(factors) // 2
+    split = Split(join(patterns[:middle]), join(patterns[middle:]))
+    return split.multiply(_fuse(factors[:middle], patterns[:middle]), _fuse(factors[middle:], patterns[middle:]))

@@ -1,0 +1,3 @@
+"""What was computed, to look at."""
+
+from .picture import draw_factors as draw_factors
