@@ -36,9 +36,13 @@ def read_matrix(source: str) -> torch.Tensor:
     _require_file(path)
     matrix = READERS[suffix](path, key)
     try:
-        return as_matrix(matrix)
+        checked = as_matrix(matrix)
     except (ValueError, TypeError) as error:
         raise type(error)(f"{source}: {error}") from error
+    # back to the dtype of the file, without loss: what half precision means is for the library to say
+    if isinstance(matrix, torch.Tensor):
+        return checked.to(matrix.dtype)
+    return checked.half() if matrix.dtype.itemsize == 2 else checked
 
 
 def _require_file(path: Path) -> None:
@@ -51,7 +55,7 @@ def _require_file(path: Path) -> None:
         raise ValueError(f"there is no file {str(path)!r}.{hint}")
 
 
-def _read_npy(path: Path, key: str | None) -> object:
+def _read_npy(path: Path, key: str | None) -> np.ndarray | torch.Tensor:
     try:
         array = np.load(path, allow_pickle=False)
     except _UNREADABLE as error:
@@ -62,7 +66,7 @@ def _read_npy(path: Path, key: str | None) -> object:
     return array
 
 
-def _read_npz(path: Path, key: str | None) -> object:
+def _read_npz(path: Path, key: str | None) -> np.ndarray | torch.Tensor:
     try:
         with zipfile.ZipFile(path) as archive:
             shapes = {n.removesuffix(".npy"): _npy_shape(archive, n) for n in archive.namelist() if n.endswith(".npy")}
@@ -82,7 +86,7 @@ def _npy_shape(archive: zipfile.ZipFile, name: str) -> tuple[int, ...]:
         return read(file)[0]
 
 
-def _read_safetensors(path: Path, key: str | None) -> object:
+def _read_safetensors(path: Path, key: str | None) -> np.ndarray | torch.Tensor:
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -95,7 +99,7 @@ def _read_safetensors(path: Path, key: str | None) -> object:
         raise _unreadable(path, "safetensors file", error) from error
 
 
-def _read_mtx(path: Path, key: str | None) -> object:
+def _read_mtx(path: Path, key: str | None) -> np.ndarray | torch.Tensor:
     from scipy.io import mmread
 
     try:
@@ -105,7 +109,7 @@ def _read_mtx(path: Path, key: str | None) -> object:
     return matrix if isinstance(matrix, np.ndarray) else matrix.toarray()
 
 
-READERS: Mapping[str, Callable[[Path, str | None], object]] = {
+READERS: Mapping[str, Callable[[Path, str | None], np.ndarray | torch.Tensor]] = {
     ".npy": _read_npy,
     ".npz": _read_npz,
     ".safetensors": _read_safetensors,
@@ -120,8 +124,9 @@ class _WrongKey(Exception):
 
 def _pick(path: Path, key: str | None, shapes: Mapping[str, tuple[int, ...]]) -> str:
     """The key itself if it exists; without a key the only array, or the only matrix."""
-    listing = ", ".join(f"{name} {'x'.join(map(str, shape)) or 'scalar'}" for name, shape in shapes.items()) or "nothing"
-    if key in shapes:
+    sizes = {name: "x".join(map(str, shape)) or "scalar" for name, shape in shapes.items()}
+    listing = ", ".join(f"{name} ({size})" for name, size in sizes.items()) or "nothing"
+    if key is not None and key in shapes:
         return key
     if key:
         near = difflib.get_close_matches(key, shapes, n=1)

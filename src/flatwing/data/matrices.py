@@ -8,6 +8,7 @@ from math import pi
 from operator import index
 from typing import final
 
+import numpy as np
 import torch
 from jaxtyping import Int, Num
 
@@ -133,8 +134,10 @@ def digits(n: int = 1792) -> Example:
     n = _size("digits", n, largest=DIGITS)
     from sklearn.datasets import load_digits  # slow to import and needed only here
 
-    images = torch.from_numpy(load_digits().data[:n].copy())
-    return Example("digits", images, None, "handwritten digits: real data, one image of 8 x 8 pixels per row")
+    images = np.asarray(load_digits(return_X_y=True)[0], dtype="float64")[:n].copy()
+    return Example(
+        "digits", torch.from_numpy(images), None, "handwritten digits: real data, one image of 8 x 8 pixels per row"
+    )
 
 
 def _size(name: str, n: int, largest: int = LARGEST) -> int:

@@ -36,7 +36,7 @@ class SplitReport:
     error: float
     """Error that the truncation at this cut made."""
     matrix_error: float | None
-    """Smallest error of any product that restricts the matrix at this cut alone; None if exact (not computed)."""
+    """Smallest error of any product that restricts the matrix at this cut alone; None where no proof needed it."""
 
 
 @final
@@ -169,16 +169,16 @@ def _product(attempt: _Attempt, chain: Chain, perms: Permutations) -> SparseProd
     return product if problem.chain == chain else product.expanded(chain)
 
 
-def _prove(attempt: _Attempt, orthonormalize: bool) -> tuple[tuple[Certificate, ...], list[float] | None]:
+def _prove(attempt: _Attempt, orthonormalize: bool) -> tuple[tuple[Certificate, ...], list[float | None]]:
     """The certificate of the whole batch, then one per matrix; and the relative tails of the matrix, split by split."""
     problem, error = attempt.problem, attempt.error
     floor = rounding_level(problem.values.dtype, len(problem.chain))
     exact = error <= floor**2 * problem.norm
-    tails: list[torch.Tensor] = []
+    tails: list[torch.Tensor | None] = [None] * (len(problem.chain) - 1)
     lower = torch.zeros_like(error)
     if not bool(exact.all()):
         # nothing achieved can be below the optimum: where rounding says otherwise, rounding is wrong
-        lower, tails = problem.bounds(error)
+        lower, tails = problem.bounds(error, attempt.tails if orthonormalize else {})
         lower = torch.minimum(lower, error).where(~exact, 0.0)
     factor, theorem = optimality_factor(attempt.order, orthonormalize)
     whole = slice(0, problem.count)
@@ -190,28 +190,28 @@ def _prove(attempt: _Attempt, orthonormalize: bool) -> tuple[tuple[Certificate, 
         achieved = _relative(error[rows], norm)
         bound = factor * achieved
         if not is_exact and isfinite(factor):
-            shares = torch.stack([t[rows].sum() for t in tails]) if tails else torch.zeros(1)
-            shares = shares * (1 + TOLERANCE[torch.float64])  # tails were never over-estimated; this bound must be
-            total = shares.sum() if peels_ends(attempt.order) else shares.sqrt().sum() ** 2
+            # a tail that nobody looked at is at most what was achieved; the others may be under-estimated a little
+            inside = error[rows].sum() - problem.outside[rows].sum()
+            parts = [inside if t is None else t[rows].sum() * (1 + TOLERANCE[torch.float64]) for t in tails]
+            shares = torch.stack([torch.zeros_like(inside), *parts])
+            total = shares.sum() if peels_ends(attempt.order) else shares.clamp_min(0).sqrt().sum() ** 2
             bound = _relative(problem.outside[rows].sum() + total, norm)
         return Certificate(achieved, _relative(lower[rows], norm), bound, factor, theorem, is_exact)
 
     total = float(problem.norm.sum())
-    matrix_errors = [_relative(problem.outside + t, total) for t in tails] if tails else None
+    matrix_errors = [None if t is None else _relative(problem.outside + t, total) for t in tails]
     return tuple(certify(r) for r in rows), matrix_errors
 
 
 def _report(
-    attempt: _Attempt, chain: Chain, s: int, place: int | None, matrix_errors: list[float] | None
+    attempt: _Attempt, chain: Chain, s: int, place: int | None, matrix_errors: list[float | None]
 ) -> SplitReport:
     split = Split(chain[:s].pattern, chain[s:].pattern)
     blocks, rank = split.regions[0] * split.regions[1], split.rank
     if place is None:
         return SplitReport(s, rank, blocks, split.block_shape, True, 0.0, 0.0)
     error = _relative(attempt.tails[place], float(attempt.problem.norm.sum()))
-    return SplitReport(
-        s, rank, blocks, split.block_shape, False, error, None if matrix_errors is None else matrix_errors[place - 1]
-    )
+    return SplitReport(s, rank, blocks, split.block_shape, False, error, matrix_errors[place - 1])
 
 
 def _relative(squared: torch.Tensor, norm: float) -> float:

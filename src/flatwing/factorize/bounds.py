@@ -9,7 +9,10 @@ from jaxtyping import Float, Num
 
 from ..structure.split import Split
 from .butterfly import chunks
-from .solvers import TOLERANCE, dominant_vector, select_solver, slack
+from .solvers import TOLERANCE, select_solver, top_vector
+
+
+STRIP_BYTES = 1 << 21  # larger than what `cut` uses: many small Gram matrices are made of one strip
 
 
 def tree_bound(splits: Sequence[Split], tails: Sequence[Float[torch.Tensor, "columns rows"]]) -> torch.Tensor:
@@ -42,7 +45,7 @@ def matrix_tails(
     it, the columns those of the splits after it), which loses tails below about 1e-12 of the energy.
     """
     if careful:
-        return [_tails_by_residual(values, split) for split in splits]
+        return [tails_by_residual(values, split) for split in splits]
     tails = [torch.empty(split.regions, dtype=torch.float64, device=values.device) for split in splits]
     wide = [i for i, split in enumerate(splits) if split.block_shape[0] <= split.block_shape[1]]
     tall = [i for i in range(len(splits)) if i not in wide]
@@ -51,7 +54,10 @@ def matrix_tails(
     return tails
 
 
-def _tails_by_residual(values: torch.Tensor, split: Split) -> torch.Tensor:
+def tails_by_residual(
+    values: Num[torch.Tensor, "blocks b c"], split: Split
+) -> Float[torch.Tensor, "columns rows"]:
+    """Squared tails of every block of one split, each measured as the residual of a checked solver."""
     blocks = split.blocks(values)
     rows, columns = split.block_shape
     tails = torch.empty(blocks.shape[:4], dtype=torch.float64, device=values.device)
@@ -75,7 +81,7 @@ def _tails_by_gram(
     blocks = splits[chosen[0]].blocks(values)
     double = torch.promote_types(values.dtype, torch.float64)
     a, c1, b2, d = blocks.shape[:4]
-    for strip in chunks(blocks, dims=(0, 2, 3) if rows else (0, 1, 3)):
+    for strip in chunks(blocks, STRIP_BYTES, dims=(0, 2, 3) if rows else (0, 1, 3)):
         piece = blocks[strip].to(double)
         gram = piece @ piece.mH if rows else piece.mH @ piece
         for i in chosen:
@@ -115,7 +121,7 @@ def _inner_column_gram(gram: torch.Tensor, rows: int, size: int) -> torch.Tensor
 def gram_tails(gram: Num[torch.Tensor, "k s s"], rank: int) -> Float[torch.Tensor, " k"]:
     """Sum of all but the `rank` largest eigenvalues of each Gram matrix, never over-estimated beyond rounding.
 
-    For rank one a vector from power iteration is enough where `slack` proves it; the rest goes to LAPACK.
+    For rank one a vector from power iteration is enough where it is proved good enough; the rest goes to LAPACK.
     """
     total = gram.diagonal(dim1=1, dim2=2).real.sum(1)
     size = gram.shape[-1]
@@ -126,10 +132,7 @@ def gram_tails(gram: Num[torch.Tensor, "k s s"], rank: int) -> Float[torch.Tenso
     if size == 2:
         difference, g12 = (gram[:, 0, 0] - gram[:, 1, 1]).real, gram[:, 0, 1].abs()
         return (0.5 * (total - torch.sqrt(difference.square() + 4 * g12.square()))).clamp_min(0)
-    u = dominant_vector(gram)
-    theta = (u.mH @ gram @ u)[:, 0, 0].real
-    rest = total - theta
-    missing = slack(gram, u, theta, rest)
+    _, theta, rest, missing = top_vector(gram, TOLERANCE[torch.float64])
     tails = (rest - missing).clamp_min(0)
     unsolved = missing > TOLERANCE[torch.float64] * rest + torch.finfo(torch.float64).eps * theta
     if bool(unsolved.any()):

@@ -13,7 +13,7 @@ from ..structure.pattern import Pattern
 from ..structure.split import Split
 from .solvers import select_solver
 
-CHUNK_BYTES = 1 << 18  # blocks are solved in pieces that stay in the cache of one core
+CHUNK_BYTES = 1 << 21  # blocks are solved in pieces that stay in the cache of one core
 
 
 def hierarchical(
@@ -134,13 +134,15 @@ def _sides(rows: int, columns: int) -> tuple[int, int]:
     return min(rows, columns), max(rows, columns)
 
 
-def chunks(blocks: torch.Tensor, dims: Sequence[int] = (0, 1, 2, 3)) -> Iterator[tuple[slice, ...]]:
-    """Slices of the first four dimensions that cut `blocks` into pieces of about `CHUNK_BYTES`; all of it on a GPU.
+def chunks(
+    blocks: torch.Tensor, size: int = CHUNK_BYTES, dims: Sequence[int] = (0, 1, 2, 3)
+) -> Iterator[tuple[slice, ...]]:
+    """Slices of the first four dimensions that cut `blocks` into pieces of about `size` bytes; all of it on a GPU.
 
     Only the given dimensions are cut.
     """
     sizes = list(blocks.shape[:4])
-    limit = max(1, CHUNK_BYTES // (blocks.element_size() * prod(blocks.shape[4:])))
+    limit = max(1, size // (blocks.element_size() * prod(blocks.shape[4:])))
     steps = list(sizes)
     if blocks.device.type == "cpu":
         for dim in dims:
@@ -149,6 +151,6 @@ def chunks(blocks: torch.Tensor, dims: Sequence[int] = (0, 1, 2, 3)) -> Iterator
             if prod(steps) <= limit:
                 break
     # pieces of equal size: no small remainder at the end
-    steps = [ceil(size / ceil(size / step)) for size, step in zip(sizes, steps, strict=True)]
-    for corner in cartesian(*(range(0, size, step) for size, step in zip(sizes, steps, strict=True))):
+    steps = [ceil(count / ceil(count / step)) for count, step in zip(sizes, steps, strict=True)]
+    for corner in cartesian(*(range(0, count, step) for count, step in zip(sizes, steps, strict=True))):
         yield tuple(slice(i, i + step) for i, step in zip(corner, steps, strict=True))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import final
@@ -13,12 +13,14 @@ from jaxtyping import Float, Num
 from ..structure import Chain, Pattern
 from ..structure.product import extract, with_batch
 from ..structure.split import Split
-from .bounds import matrix_tails, tree_bound
+from .bounds import matrix_tails, tails_by_residual, tree_bound
 from .butterfly import chunks, join
 from .solvers import energy
 
 # Below this relative error the shared Gram matrices of `matrix_tails` have lost digits that the bound needs.
 CAREFUL_BELOW = 1e-5
+# From this many entries on, a proof that the error is within 5 % of the best is good enough to stop looking.
+LARGE, CLOSE_ENOUGH = 1 << 18, 1.05
 
 
 @final
@@ -41,7 +43,8 @@ class Problem:
     def of(cls, matrix: Num[torch.Tensor, "*batch m n"], chain: Chain) -> Problem:
         """Restrict a checked matrix to the support of a checked chain. Cost: a few passes over the matrix."""
         batch = matrix.shape[:-2]
-        largest = torch.view_as_real(matrix).abs().max() if matrix.is_complex() else matrix.abs().max()
+        low, high = (torch.view_as_real(matrix) if matrix.is_complex() else matrix).aminmax()
+        largest = torch.maximum(-low, high)
         exponent = int(torch.frexp(largest).exponent) if largest > 0 else 0
         pattern = chain.pattern
         exponent = exponent if abs(exponent) > 16 else 0  # within a comfortable range the copy is saved
@@ -93,17 +96,28 @@ class Problem:
         return self.outside + self.per_matrix(regions)
 
     def bounds(
-        self, error: Float[torch.Tensor, " batch"]
-    ) -> tuple[Float[torch.Tensor, " batch"], list[Float[torch.Tensor, " batch"]]]:
+        self, error: Float[torch.Tensor, " batch"], steps: Mapping[int, Float[torch.Tensor, "columns rows"]]
+    ) -> tuple[Float[torch.Tensor, " batch"], list[Float[torch.Tensor, " batch"] | None]]:
         """Squared lower bound (tree bound) on the error of any product, and squared tails of the matrix, split by split.
 
-        `error` is what was achieved: it decides how carefully the tails must be computed.
+        `error` is what was achieved; `steps` are squared errors of orthonormalized cuts, block by block, which never
+        exceed the tails of the matrix (empty if there are none). A large matrix whose error is within `CLOSE_ENOUGH` of
+        what the steps and its squarest split prove is examined no further: the tails that were not needed are None.
         """
         splits = [self.split(s) for s in range(1, len(self.chain))]
+        if not splits:
+            return self.outside, []
+        tails: list[torch.Tensor | None] = [None] * len(splits)
+        if self.values.numel() // self.count >= LARGE and steps:
+            squarest = max(range(len(splits)), key=lambda i: min(splits[i].block_shape))
+            tails[squarest] = tails_by_residual(self.values, splits[squarest])
+            known = [steps[i + 1] if t is None else t for i, t in enumerate(tails)]
+            lower = self.outside + self.per_matrix(tree_bound(splits, known))
+            if bool((error <= CLOSE_ENOUGH**2 * lower).all()):
+                return lower, [None if t is None else self.per_matrix(t) for t in tails]
         share = (error / self.norm.clamp_min(torch.finfo(torch.float64).tiny)).clamp_min(0).sqrt()
-        tails = matrix_tails(self.values, splits, careful=bool((share < CAREFUL_BELOW).any()))
-        lower = self.outside + self.per_matrix(tree_bound(splits, tails)) if splits else self.outside
-        return lower, [self.per_matrix(t) for t in tails]
+        full = matrix_tails(self.values, splits, careful=bool((share < CAREFUL_BELOW).any()))
+        return self.outside + self.per_matrix(tree_bound(splits, full)), [self.per_matrix(t) for t in full]
 
 
 def scaled(values: torch.Tensor, exponent: int) -> torch.Tensor:

@@ -42,7 +42,7 @@ class BlockSolver(abc.ABC):
 SOLVERS: Registry[BlockSolver] = Registry("block solver")
 # How much more than the optimum a tail may hold, relative to itself: the sixth digit of an error never moves.
 TOLERANCE = {torch.float64: 1e-8, torch.complex128: 1e-8, torch.float32: 1e-5, torch.complex64: 1e-5}
-MAX_ROUNDS = 12
+MAX_ROUNDS, ROUNDS_AT_ONCE = 12, 3
 
 
 def select_solver(small: int, large: int, rank: int, device: torch.device) -> BlockSolver:
@@ -55,8 +55,7 @@ def select_solver(small: int, large: int, rank: int, device: torch.device) -> Bl
 
 def energy(blocks: Num[torch.Tensor, "k ..."]) -> Float[torch.Tensor, " k"]:
     """Squared Frobenius norm of each block, in float64."""
-    flat = torch.view_as_real(blocks) if blocks.is_complex() else blocks
-    return torch.linalg.vector_norm(flat.flatten(1), dim=1).to(torch.float64).square()
+    return torch.linalg.vector_norm(blocks.flatten(1), dim=1).double().square()
 
 
 @final
@@ -90,9 +89,8 @@ class ClosedForm(BlockSolver):
 class Power(BlockSolver):
     """Rank one by power iteration on the Gram matrix of the small side, accepted only with a proof.
 
-    For a unit vector u with theta = u^H G u and g = G u - theta u, the energy that the best vector could capture beyond
-    theta is at most |g|^2 / (theta - h) when everything outside u has energy h < theta (see `slack`). Blocks that do
-    not pass, such as noise, are handed to `Lapack`.
+    `top_vector` bounds what the best vector could capture beyond the one found. Blocks that do not pass, such as noise,
+    are handed to `Lapack`.
     """
 
     preference = 20
@@ -101,13 +99,10 @@ class Power(BlockSolver):
         return None if rank == 1 else "only for rank 1"
 
     def truncate(self, blocks: torch.Tensor, rank: int) -> Truncation:
-        gram = blocks @ blocks.mH
         tolerance, eps = TOLERANCE[blocks.dtype], torch.finfo(blocks.dtype).eps
-        u = dominant_vector(gram)
+        u, theta, _, missing = top_vector(blocks @ blocks.mH, tolerance)
         coefficients = u.mH @ blocks
         tail = energy(torch.baddbmm(blocks, u, coefficients, alpha=-1))
-        theta = energy(coefficients)
-        missing = slack(gram, u, theta, tail)
         solved = missing <= tolerance * tail + (64 * eps) ** 2 * theta
         result = Truncation(u, coefficients, tail)
         if not bool(solved.all()):
@@ -154,44 +149,51 @@ SOLVERS.register("power")(Power())
 SOLVERS.register("lapack")(Lapack())
 
 
-def dominant_vector(gram: Num[torch.Tensor, "k s s"]) -> Num[torch.Tensor, "k s 1"]:
-    """Unit vectors near the top eigenvector of each Hermitian matrix (power iteration, no promise of convergence).
+class TopVector(NamedTuple):
+    """Result of `top_vector`; energies in float64."""
 
-    Starts from the column with the largest diagonal entry and stops when the vectors of all matrices stand still.
+    u: torch.Tensor  # (k, s, 1), unit vectors
+    theta: torch.Tensor  # (k,), u^H G u
+    rest: torch.Tensor  # (k,), tr G - theta
+    missing: torch.Tensor  # (k,), no unit vector reaches more than theta + missing
+
+
+def top_vector(
+    gram: Num[torch.Tensor, "k s s"], tolerance: float, rounds: int = MAX_ROUNDS, start: torch.Tensor | None = None
+) -> TopVector:
+    """Power iteration on Hermitian positive matrices, with a proof of what is still missing.
+
+    With g = G u - theta u and h >= the largest eigenvalue of G outside u, turning u by an angle phi towards any
+    direction gains at most |g| sin 2 phi - (theta - h) sin^2 phi <= |g|^2 / (theta - h): that is `missing`, infinite
+    where theta <= h. For h serves the smaller of the trace and the Frobenius norm of G outside u. Matrices for which it is below `tolerance` * rest are done; the others go on for
+    `rounds` in all, without the finished ones.
     """
-    k, s, _ = gram.shape
-    start = gram.diagonal(dim1=1, dim2=2).real.argmax(1)
-    u = gram[torch.arange(k, device=gram.device), :, start][..., None]
+    diagonal = gram.diagonal(dim1=1, dim2=2).real
+    total = diagonal.sum(1).double()
+    z = gram.take_along_dim(diagonal.argmax(1)[:, None, None], dim=2) if start is None else start
+    square = energy(gram)
     eps = torch.finfo(gram.dtype).eps
-    for _ in range(MAX_ROUNDS):
-        norm = torch.linalg.vector_norm(u, dim=1, keepdim=True)
-        u = torch.where(norm > 0, u / norm, _first_unit_vector(u))
+    for _ in range(ROUNDS_AT_ONCE):
+        norm = torch.linalg.vector_norm(z, dim=1, keepdim=True)
+        u = torch.where(norm > 0, z / norm, _first_unit_vector(z))
         z = gram @ u
-        change = torch.linalg.vector_norm(z - (u.mH @ z) * u, dim=1) / torch.linalg.vector_norm(z, dim=1)
-        if not bool((change > 16 * eps).any()):  # NaN (a zero block) counts as converged
+        projection = u.mH @ z
+        g = energy(z - projection * u)
+        theta = projection[:, 0, 0].real.double()
+        rest = total - theta
+        outside = (square - theta.square() - 2 * g).clamp_min(0) + 64 * eps * theta.square()
+        gap = theta - torch.minimum(rest, outside.sqrt())
+        missing = torch.where(gap > 0, g / gap, torch.inf).where(theta > 0, 0.0)
+        unsolved = missing > tolerance * rest + (64 * eps) ** 2 * theta
+        if not bool(unsolved.any()):
             break
-        u = z
-    norm = torch.linalg.vector_norm(u, dim=1, keepdim=True)
-    return torch.where(norm > 0, u / norm, _first_unit_vector(u))
-
-
-def slack(
-    gram: Num[torch.Tensor, "k s s"],
-    u: Num[torch.Tensor, "k s r"],
-    theta: Float[torch.Tensor, " k"],
-    rest: Float[torch.Tensor, " k"],
-) -> Float[torch.Tensor, " k"]:
-    """Upper bound on how much more energy than theta = tr(u^H G u) any r-dimensional subspace captures.
-
-    With g = G u - u (u^H G u), the smallest eigenvalue t of u^H G u and `rest` >= the largest eigenvalue of G outside u:
-    at most |g|^2 / (t - rest), infinite if t <= rest. For every direction the gain is at most
-    max_phi |g_i| sin 2 phi - (t - rest) sin^2 phi <= |g_i|^2 / (t - rest).
-    """
-    projected = u.mH @ gram @ u
-    g = energy(gram @ u - u @ projected)
-    smallest = projected[:, 0, 0].real if u.shape[-1] == 1 else torch.linalg.eigvalsh(projected)[:, 0]
-    gap = smallest.double() - rest
-    return torch.where(gap > 0, g / gap.clamp_min(torch.finfo(torch.float64).tiny), torch.inf).where(theta > 0, 0.0)
+    else:
+        if rounds > ROUNDS_AT_ONCE:
+            again = unsolved.nonzero()[:, 0]
+            further = top_vector(gram[again], tolerance, rounds - ROUNDS_AT_ONCE, z[again])
+            for mine, theirs in zip((u, theta, rest, missing), further, strict=True):
+                mine[again] = theirs
+    return TopVector(u, theta, rest, missing)
 
 
 def _first_unit_vector(like: torch.Tensor) -> torch.Tensor:

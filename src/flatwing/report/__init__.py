@@ -1,3 +1,4 @@
 """What was computed, to look at."""
 
 from .picture import draw_factors as draw_factors
+from .picture import require_picture as require_picture

@@ -129,10 +129,10 @@ def _compose(panels: list[_Panel], titles: list[str], suptitle: str, equation: b
         axes.spines[:].set(color=GREY, linewidth=0.6)
         write(left + slot / 2, corner[1] - 0.09, titles[i], 7.5)
         if i + 1 < len(panels):
-            sign = ("=" if exact else "≈") if equation and i == 0 else "×"
-            write(left + slot + gap / 2, middle, sign, 13, va="center")
+            sign = ("=" if exact else "≈") if equation and i == 0 else "\N{MULTIPLICATION SIGN}"
+            write(left + slot + gap / 2, middle, sign, 13.0, va="center")
         left += slot + gap
     write(width / 2, height - 0.17, suptitle, 10.5)
     sign = "colour: phase" if any(np.iscomplexobj(p.cells) for p in panels) else "blue: positive, orange: negative"
-    write(width / 2, 0.22, f"{sign}; deeper: larger, relative to the panel; white: outside the support", 6, GREY)
+    write(width / 2, 0.22, f"{sign}; deeper: larger, relative to the panel; white: outside the support", 6.0, GREY)
     return figure

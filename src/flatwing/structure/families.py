@@ -172,7 +172,7 @@ class ChainFamilies:
         return _chain([Pattern(1, m, n, 1)])
 
     @staticmethod
-    def search(m: int, n: int, budget: float, max_factors: int | None = None) -> Iterator[Chain]:
+    def search(m: int, n: int, budget: int | float, max_factors: int | None = None) -> Iterator[Chain]:
         """Every non-redundant chainable chain of an m x n matrix within a parameter budget, cheapest first; lazy.
 
         `budget` is a number of parameters if it is an integer, else a share of m*n. Costs time and memory in proportion

@@ -76,15 +76,15 @@ class SparseProduct:
         """(*batch, rows, columns)."""
         return (*self.batch, *self.chain.shape)
 
-    @property
-    def dtype(self) -> Any:
-        """Torch dtype of the factors; scipy, which knows no torch dtypes, is told the numpy one."""
-        caller = sys._getframe(1).f_globals.get("__name__", "")
-        return self._numpy_dtype if caller.startswith("scipy.") else self.factors[0].dtype
+    dtype = property(  # a lambda, so that no decorator of functions stands between it and its caller
+        lambda self: self._dtype_for(sys._getframe(1).f_globals.get("__name__", "")),
+        doc="Torch dtype of the factors; scipy, which knows no torch dtypes, is told the numpy one.",
+    )
 
-    @property
-    def _numpy_dtype(self) -> np.dtype:
+    def _dtype_for(self, caller: str) -> Any:
         dtype = self.factors[0].dtype
+        if not caller.startswith("scipy."):
+            return dtype
         return np.dtype(str(dtype).removeprefix("torch.") if dtype != torch.bfloat16 else "float32")
 
     @property
@@ -237,7 +237,7 @@ class SparseProduct:
             raise ValueError(f"P has {n} columns, x has shape {tuple(x.shape)}. Rule: x is ({n},) or (..., {n}, k).")
         return self._apply(x)
 
-    def _apply(self, x: Num[torch.Tensor, "*stack n k"]) -> Num[torch.Tensor, "*stack m k"]:
+    def _apply(self, x: Num[torch.Tensor, "*stack n k"]) -> Num[torch.Tensor, "*batch m k"]:
         dtype = torch.promote_types(self.factors[0].dtype, x.dtype)
         if self.perm_in is not None:
             x = x.index_select(-2, self.perm_in)
@@ -271,7 +271,7 @@ class SparseProduct:
         return SparseProduct(self.chain + other.chain, (*self.factors, *other.factors), other.perm_in, self.perm_out)
 
     def __rmatmul__(self, x: Any) -> Any:
-        """x @ P for a vector (m,) or (..., k, m)."""
+        """The product x @ P for a vector (m,) or (..., k, m)."""
         if isinstance(x, np.ndarray):
             return _to_numpy(from_numpy(x) @ self)
         if not isinstance(x, torch.Tensor):
@@ -283,7 +283,7 @@ class SparseProduct:
             )
         return (self.T @ x) if x.ndim == 1 else (self.T @ x.mT).mT
 
-    def __mul__(self, scale: complex | torch.Tensor) -> SparseProduct:
+    def __mul__(self, scale: int | float | complex | torch.Tensor) -> SparseProduct:
         """The operator times a number (a tensor without dimensions, say), absorbed by the first factor."""
         if isinstance(scale, SparseProduct) or np.ndim(scale) > 0:
             raise TypeError("P * x multiplies by a number. For products of matrices write P @ x, for rows scale_rows.")

@@ -23,7 +23,7 @@ class _Node(NamedTuple):
     columns: int
 
 
-def search_chains(m: int, n: int, budget: float, max_factors: int | None = None) -> Iterator[Chain]:
+def search_chains(m: int, n: int, budget: int | float, max_factors: int | None = None) -> Iterator[Chain]:
     """`Chain.search`: the arguments are checked at once, the chains are found as they are asked for."""
     limit = budget if isinstance(budget, Integral) else budget * m * n
     if not limit > 0:
@@ -33,7 +33,7 @@ def search_chains(m: int, n: int, budget: float, max_factors: int | None = None)
     return _best_first(m, n, limit, max_factors)
 
 
-def _best_first(m: int, n: int, limit: float, max_factors: int | None) -> Iterator[Chain]:
+def _best_first(m: int, n: int, limit: int | float, max_factors: int | None) -> Iterator[Chain]:
     """A* over the factors from the left, with the number of parameters as length.
 
     The bound on what is missing is that every factor still to come has at least one parameter per row and column.
@@ -63,7 +63,7 @@ def _best_first(m: int, n: int, limit: float, max_factors: int | None) -> Iterat
             return
         for q in divisors(m // node.rows):
             for p in divisors(n // node.columns):
-                if 1 < q * previous:  # the split after this factor must have 1 <= rank < q * previous
+                if q * previous > 1:  # the split after this factor must have 1 <= rank < q * previous
                     push(node, q, p, 1)
 
     start = _Node(0, (), (), (), 1, 1)

@@ -167,11 +167,12 @@ def real_part(product: SparseProduct) -> SparseProduct:
     outer = product.chain[0].a, product.chain[-1].d
     chain = Chain.from_radices(q, p, [2 * r for r in product.chain.ranks], *outer)
     factors = []
-    for i, w in enumerate(product.factors):
+    for i, (w, rank) in enumerate(zip(product.factors, (*product.chain.ranks, 1), strict=True)):
         pair = torch.stack([torch.stack([w.real, -w.imag]), torch.stack([w.imag, w.real])])  # (out, in, block, b, c)
         pair = pair[: 1 if i == 0 else 2, : 1 if i == len(product) - 1 else 2]
-        # between factors the pair index is slow among the rows and fast among the columns (see Split)
-        factors.append(pair.permute(2, 0, 3, 4, 1).reshape(w.shape[0], chain[i].b, chain[i].c))
+        # of the rank index between two factors, slow among rows and fast among columns, the pair is the slow part
+        pair = pair.unflatten(-1, (-1, rank)).permute(2, 0, 3, 4, 1, 5)
+        factors.append(pair.reshape(w.shape[0], chain[i].b, chain[i].c))
     return SparseProduct(chain, factors, product.perm_in, product.perm_out)
 
 
@@ -218,7 +219,8 @@ def _turn(fraction: torch.Tensor) -> torch.Tensor:
 
 def _even_then_odd_reversed(n: int) -> Int[torch.Tensor, " n"]:
     """0, 2, 4, ..., 5, 3, 1: the order in which a cosine transform becomes a Fourier transform (Makhoul 1980)."""
-    return torch.cat([torch.arange(0, n, 2), torch.arange(1, n, 2).flip(0)])
+    order = torch.arange(n)
+    return torch.cat([order[::2], order[1::2].flip(0)])
 
 
 def _fold_sign(n: int) -> torch.Tensor:
