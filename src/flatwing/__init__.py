@@ -1,7 +1,9 @@
 """flatwing: fast sparse structure in matrices and networks, with proof of how good it is."""
 
 from .factorize import Certificate as Certificate
+from .factorize import Choice as Choice
 from .factorize import Factorization as Factorization
+from .factorize import choose as choose
 from .factorize import factorize as factorize
 from .structure import Chain as Chain
 from .structure import Pattern as Pattern

@@ -130,7 +130,7 @@ def test_dense_is_an_answer() -> None:
     assert record["why"]
     result = run("--example", "gaussian", "--tolerance", 0.01)
     assert result.exit_code == 0
-    assert result.stdout.startswith("dense is best for gaussian(64): ")
+    assert result.stdout.startswith("gaussian(64): dense is best: ")
 
 
 def test_outputs_are_written_and_can_be_read(tmp_path: Path) -> None:

@@ -8,9 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flatwing import Chain, Pattern, SparseProduct
-from flatwing.structure.product import apply_factor
-from strategies import as_user, dense_factor, dense_product, draw_product, patterns, valid_chains
+from flatwing import Chain, SparseProduct
+from strategies import as_user, dense_product, draw_product, valid_chains
 
 CHAIN = Chain([(1, 3, 4, 2), (2, 4, 3, 1), (1, 6, 5, 1)])  # 6 x 5; its first pair is chainable, its last is not
 BUTTERFLY = Chain.from_radices((2, 3), (4, 2), (2,))  # 6 x 8
@@ -36,13 +35,6 @@ def test_apply_and_dense_are_the_definition(chain: Chain, perms: bool, k: int) -
     x = randn(chain.shape[1], k)
     close(product.dense(), dense, 1e-12)
     close(product @ x, dense @ x, 1e-11)
-
-
-@given(patterns(), st.integers(1, 3))
-def test_apply_factor_is_the_definition(pattern: Pattern, k: int) -> None:
-    w = randn(pattern.blocks, pattern.b, pattern.c)
-    x = randn(pattern.shape[1], k)
-    close(apply_factor(w, x, pattern.d), dense_factor(w, pattern) @ x)
 
 
 def test_permutations_reorder_rows_and_columns() -> None:

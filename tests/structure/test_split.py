@@ -3,9 +3,9 @@ import torch
 from hypothesis import given
 
 from flatwing import Chain, Pattern
-from flatwing.structure.product import embed, extract
+from flatwing.structure.factor import extract
 from flatwing.structure.split import Split
-from strategies import chainable_pairs, dense_factor, patterns
+from strategies import chainable_pairs, dense_factor
 
 Pair = tuple[Pattern, Pattern]
 
@@ -89,23 +89,3 @@ def test_expand_on_both_sides_with_padding() -> None:
         x, y = split.expand(whole)
         assert (x.shape, y.shape) == ((1, m, rank), (1, rank, n))
         assert torch.equal(x[0] @ y[0], whole[0])
-
-
-@given(patterns())
-def test_embed_and_extract(pattern: Pattern) -> None:
-    values = values_of(pattern)
-    matrix = embed(values, pattern)
-    assert torch.equal(matrix, dense_factor(values, pattern))
-    assert torch.equal(extract(matrix, pattern), values)
-    noise = torch.randn(pattern.shape, dtype=torch.float64)
-    projected = embed(extract(noise, pattern), pattern)
-    assert torch.equal(projected, noise * pattern.support())
-
-
-def test_embed_and_extract_batches() -> None:
-    pattern = Pattern(2, 3, 2, 2)
-    values = torch.randn(5, 7, *values_of(pattern).shape)
-    matrices = embed(values, pattern)
-    assert matrices.shape == (5, 7, *pattern.shape)
-    assert torch.equal(matrices[3, 4], dense_factor(values[3, 4], pattern))
-    assert torch.equal(extract(matrices, pattern), values)

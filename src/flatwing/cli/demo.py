@@ -81,7 +81,7 @@ class _Shown:
         return [
             self.example.name,
             "x".join(map(str, self.example.matrix.shape)),
-            f"{len(chain)} {'chosen' if self.chosen else 'natural'}",
+            "dense" if chain.density == 1 else f"{len(chain)} {'chosen' if self.chosen else 'natural'}",
             f"{chain.nnz:,}",
             f"{chain.density:.1%}",
             f"{certificate.error:.1e}" if exact else f"{certificate.error:.4f}",
@@ -97,7 +97,7 @@ def _factorize(example: Example, tolerance: float | None) -> _Shown:
     chain, remark = example.chain, ""
     if chain is None:
         choice = choose(example.matrix, tolerance=tolerance, perm=perm)
-        chain, remark = choice.chain, f"tolerance {tolerance}, chosen {choice.chain}: {choice.why}"
+        chain, remark = choice.chain, str(choice)
     result = factorize_matrix(example.matrix, chain, perm=perm)
     return _Shown(example, result, example.chain is None, remark, time.perf_counter() - begin)
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from .. import Chain, choose
+from .. import Chain, SparseProduct, choose
 from .. import factorize as factorize_matrix
 from ..core import require_writable
 from ..data import MATRICES
@@ -87,12 +87,12 @@ def command(
         columns = "" if task.perm_name == "none" else f", its columns reordered ({task.perm_name})"
         say(f"using the natural chain of {task.name}{columns}")
     begin = time.perf_counter()
-    choice = None
+    perms, why = task.perm, None
     with working(f"factorizing {task.name}") as progress:
         if natural is None:
-            choice = choose(task.matrix, **limits, perm=task.perm)
-            natural = choice.chain
-        result = factorize_matrix(task.matrix, natural, order=cuts, refine=refine, perm=task.perm, progress=progress)
+            choice = choose(task.matrix, **limits, perm=perms, progress=progress)
+            natural, perms, why = choice.chain, choice.perm, choice.why
+        result = factorize_matrix(task.matrix, natural, order=cuts, refine=refine, perm=perms, progress=progress)
     seconds = time.perf_counter() - begin
     if out is not None:
         result.product.save(out)
@@ -105,12 +105,12 @@ def command(
         "dtype": str(task.matrix.dtype).removeprefix("torch."),
         "chain": str(product.chain),
         "patterns": [list(pattern) for pattern in product.chain],
-        "dense": choice.dense if choice else False,
-        "why": choice.why if choice else None,
+        "dense": product.chain == Chain.dense(*task.matrix.shape),
+        "why": why,
         "parameters": product.nnz,
         "density": product.chain.density,
         "flops": product.chain.flops,
-        "perm": task.perm_name if result.permutation == "given" else result.permutation,
+        "perm": _perm_name(task, product),
         "order": list(result.order),
         "refine": refine,
         "certificate": result.certificate.to_dict(),
@@ -126,6 +126,14 @@ def command(
         typer.echo(f"{result.certificate.error:.6g}\t{product.nnz}\t{product.chain}")
     else:
         print_summary(record)
+
+
+def _perm_name(task: _Task, product: SparseProduct) -> str:
+    """What was reordered; by the name that was asked for, or what "auto" found: bit reversal of columns, rows or both."""
+    moved = [name for name, perm in (("columns", product.perm_in), ("rows", product.perm_out)) if perm is not None]
+    return (
+        f"bitrev {' and '.join(moved)}" if task.perm_name == "auto" and moved else task.perm_name if moved else "none"
+    )
 
 
 def _order(text: str) -> str | tuple[int, ...]:

@@ -23,13 +23,13 @@ def print_summary(record: dict[str, Any]) -> None:
     """Print the record of `flatwing factorize` in words."""
     m, n = record["shape"]
     factors = len(record["patterns"])
-    if record["dense"]:
-        typer.echo(f"dense is best for {record['input']}: {record['why']}")
+    if record["dense"] and record["why"]:
+        typer.echo(f"{record['input']}: {record['why']}")
     lines = {
         "matrix": f"{record['input']}, {m} x {n} {record['dtype']}",
         "chain": f"{record['chain']} ({factors} factor{'s' * (factors > 1)})",
         "why": None if record["dense"] else record["why"],
-        "columns": None if record["perm"] == "none" else f"reordered first ({record['perm']})",
+        "reordered": None if record["perm"] == "none" else record["perm"],
         "parameters": f"{record['parameters']:,} = {record['density']:.1%} of the {m * n:,} dense ones",
         "flops": f"{record['flops']:,} per vector instead of {2 * m * n:,}",
         "result": record["certificate"]["summary"],

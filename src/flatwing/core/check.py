@@ -41,7 +41,7 @@ def as_matrix(matrix: Any, name: str = "A", *, batch: bool = False) -> torch.Ten
             f"{name} has dtype {str(tensor.dtype).removeprefix('torch.')}. Rule: a real or complex floating-point "
             f"matrix. Nearest good value: float64; write {name}.double() (torch) or {name}.astype('float64') (numpy)."
         )
-    tensor = tensor.detach().to(COMPUTE_DTYPES[tensor.dtype])
+    tensor = tensor.detach().resolve_conj().to(COMPUTE_DTYPES[tensor.dtype])
     # One pass: a sum is not finite if any entry is not; it may overflow by itself, so look closer only then.
     if not bool(torch.isfinite(tensor.sum())) and not bool(torch.isfinite(tensor).all()):
         bad = (~torch.isfinite(tensor)).nonzero()

@@ -4,6 +4,8 @@ from .api import Factorization as Factorization
 from .api import SplitReport as SplitReport
 from .api import factorize as factorize
 from .certificate import Certificate as Certificate
+from .choose import Choice as Choice
+from .choose import choose as choose
 from .solvers import SOLVERS as SOLVERS
 from .solvers import BlockSolver as BlockSolver
 from .solvers import Truncation as Truncation

@@ -65,6 +65,7 @@ def factorize(
     order: str | Sequence[int] = "best",
     orthonormalize: bool = True,
     refine: int = 0,
+    refine_sites: int = 1,
     perm: Any = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Factorization:
@@ -79,6 +80,7 @@ def factorize(
             and "r2l". Splits count from 1; split s cuts between the factors s and s+1.
         orthonormalize: keep the parts beside the one being cut orthonormal; False is only for comparison.
         refine: number of sweeps of alternating least squares afterwards; the error never grows.
+        refine_sites: factors updated together, 1 or 2 (see `refine_factors`).
         perm: see `candidate_permutations`; A[perm_out][:, perm_in] is factorized and the product undoes it.
         progress: called as progress(what, done, total) in long work.
 
@@ -100,6 +102,8 @@ def factorize(
         raise TypeError(f"chain is a {type(chain).__name__}. Rule: a Chain or its text, such as 'butterfly(64)'.")
     if not isinstance(refine, int) or isinstance(refine, bool) or refine < 0:
         raise ValueError(f"refine={refine!r}. Rule: a whole number of sweeps >= 0.")
+    if refine_sites not in (1, 2):
+        raise ValueError(f"refine_sites={refine_sites!r}. Rule: 1 (one factor at a time) or 2 (neighbours together).")
     matrix = as_matrix(A, batch=True)
     notes = _notes(A, matrix)
     if tuple(matrix.shape[-2:]) != chain.shape:
@@ -115,6 +119,7 @@ def factorize(
             order=_mirrored(order, len(chain)),
             orthonormalize=orthonormalize,
             refine=refine,
+            refine_sites=refine_sites,
             perm=perm[::-1] if isinstance(perm, tuple) else perm,
             progress=progress,
         )
@@ -135,7 +140,7 @@ def factorize(
                 problem.values, problem.patterns, [kept.index(s) + 1 for s in cuts], orthonormalize, say
             )
             if refine:
-                factors = refine_factors(problem, factors, refine, say)
+                factors = refine_factors(problem, factors, refine, refine_sites, say)
             attempts.append(_Attempt(problem, cuts, label, factors, tails, problem.error(factors)))
     best = min(attempts, key=lambda attempt: float(attempt.error.sum()))
     certificates, matrix_errors = _prove(best, orthonormalize)

@@ -11,7 +11,6 @@ from ..structure.split import Split
 from .butterfly import chunks
 from .solvers import TOLERANCE, select_solver, top_vector
 
-
 STRIP_BYTES = 1 << 21  # larger than what `cut` uses: many small Gram matrices are made of one strip
 
 

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Num
 
 from ..structure import Chain, Pattern
-from ..structure.product import extract, with_batch
+from ..structure.factor import extract, with_batch
 from ..structure.split import Split
 from .bounds import matrix_tails, tails_by_residual, tree_bound
 from .butterfly import chunks, join
@@ -75,7 +75,7 @@ class Problem:
         """The cut of the whole chain at s."""
         return Split(join(self.patterns[:s]), join(self.patterns[s:]))
 
-    def per_matrix(self, regions: Float[torch.Tensor, "columns rows"]) -> Float[torch.Tensor, " batch"]:
+    def per_matrix(self, regions: Float[torch.Tensor, "*regions"]) -> Float[torch.Tensor, " batch"]:
         """Sum of region energies, one number per matrix of the batch."""
         return regions.reshape(self.count, -1).sum(1)
 

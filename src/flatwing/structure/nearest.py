@@ -16,7 +16,7 @@ def nearest_chainable(chain: Chain, m: int | None = None, n: int | None = None) 
 
     >>> broken = Chain([(1, 128, 128, 3), (6, 64, 256, 1)])
     >>> print(nearest_chainable(broken))
-    (1,128,128,3)(4,96,384,1)
+    (1,128,126,3)(6,63,256,1)
     """
     m, n = m or chain.shape[0], n or chain.shape[1]
     a1, dL = gcd(gcd(m, n), chain[0].a), 1

@@ -1,0 +1,163 @@
+"""`choose`: the cheapest chain for a tolerated error, or the best chain for a budget of parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import log10, sqrt
+from typing import Any, final
+
+import torch
+
+from ..core import as_matrix
+from ..structure import Chain
+from .paths import Path, cheapest_path
+from .permutation import Permutations, candidate_permutations, permuted
+from .tails import Cut, measure, places
+
+WORK = 2e11  # multiplications spent on singular values; about half a minute on one core
+GRAM_TOLERANCE = 1e-6
+ROUNDING = 1e-7  # a relative error that counts as none where Gram matrices measured it
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A chain and what is known before factorizing: any end-peeling order reaches a relative error <= `bound`."""
+
+    chain: Chain
+    bound: float
+    dense: bool
+    """True if no structure pays: the chain is one dense factor."""
+    why: str
+    perm: Permutations
+    """Pass it on: `factorize(A, choice.chain, perm=choice.perm)`."""
+
+    def __str__(self) -> str:
+        return f"{self.chain}: {self.why}"
+
+
+def choose(
+    A: Any,
+    *,
+    tolerance: float | None = None,
+    budget: float | None = None,
+    perm: Any = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Choice:
+    """The chain with the fewest parameters whose a-priori error meets `tolerance`, or the best one within `budget`.
+
+    Args:
+        A: matrix as for `factorize`, shape (m, n).
+        tolerance: relative Frobenius error allowed, 0 <= tolerance < 1.
+        budget: parameters allowed: a share of m*n if it is a float, a count if it is an int.
+        perm: None, "bitrev", "auto" or a pair, as for `factorize`, with the digits of m and n in prime radices.
+        progress: called as progress(what, done, total).
+
+    The error of an end-peeling factorization is at most the root of the summed squared tails of its cuts, so the search
+    is a shortest path over cuts and ranks (see `cheapest_path`). Raises `ValueError` unless exactly one of tolerance and budget is given and sensible, or if the budget is
+    below the cheapest chain. Cost: one batch of singular values per cut, O(m n min(b, c)) each.
+
+    >>> import torch
+    >>> H = torch.tensor([[1.0, 1], [1, -1]], dtype=torch.float64)
+    >>> H = torch.kron(torch.kron(H, H), torch.kron(H, H))
+    >>> print(choose(H, tolerance=1e-6).chain)
+    (1,4,4,4)(4,4,4,1)
+    """
+    if (tolerance is None) == (budget is None):
+        raise ValueError(f"choose needs one of tolerance={tolerance} and budget={budget}. Write tolerance=0.1.")
+    matrix = as_matrix(A)
+    m, n = matrix.shape
+    limit = _limit(tolerance, budget, m, n)
+    dense = Chain.dense(m, n)
+    norm = torch.linalg.vector_norm(matrix.double() if not matrix.is_complex() else matrix.to(torch.complex128))
+    best: Choice | None = None
+    for label, perms in candidate_permutations(perm, _finest(m, n), matrix.device).items():
+        cuts = _cuts(permuted(matrix, perms), float(norm), tolerance, label, progress)
+        path = _search(cuts, m, n, tolerance, limit)
+        if path is None:
+            continue
+        chain = path.chain(m, n)
+        choice = Choice(chain, sqrt(path.squared_error), chain == dense, _why(chain, path, tolerance, limit), perms)
+        if best is None or _merit(choice, tolerance) < _merit(best, tolerance):
+            best = choice
+    if best is None:
+        raise ValueError(
+            f"budget={budget} allows {limit} parameters, too few for any chain of a {m} x {n} matrix. "
+            f"Rule: at least one parameter per row and column; try budget={m + n}."
+        )
+    return best
+
+
+def _limit(tolerance: float | None, budget: float | None, m: int, n: int) -> int:
+    """The number of parameters allowed: never more than dense."""
+    if tolerance is not None and not 0 <= tolerance < 1:
+        raise ValueError(f"tolerance={tolerance}. Rule: a relative error with 0 <= tolerance < 1, such as 0.1.")
+    if budget is None:
+        return m * n
+    if isinstance(budget, bool) or not budget > 0:
+        raise ValueError(f"budget={budget}. Rule: a share of the entries (float > 0) or a count (int >= 1).")
+    return min(m * n, int(budget * m * n) if isinstance(budget, float) else int(budget))
+
+
+def _cuts(
+    matrix: torch.Tensor,
+    norm: float,
+    tolerance: float | None,
+    label: str,
+    progress: Callable[[str, int, int], None] | None,
+) -> list[Cut]:
+    where = places(*matrix.shape, WORK)
+    precise = tolerance is not None and tolerance < GRAM_TOLERANCE
+    scale = 1 / norm if norm > 0 else 1.0
+    cuts = []
+    for i, (rows, columns) in enumerate(where):
+        cuts.append(measure(matrix * scale, rows, columns, precise))
+        if progress is not None:
+            progress(f"measuring cuts, columns {label}", i + 1, len(where))
+    return cuts
+
+
+def _search(cuts: list[Cut], m: int, n: int, tolerance: float | None, limit: int) -> Path | None:
+    """Cheapest path for the tolerance; for a budget, bisection on the logarithm of the tolerance."""
+    if tolerance is not None:
+        return cheapest_path(cuts, m, n, max(tolerance, ROUNDING) ** 2)
+    if limit >= m * n:
+        # dense is within the budget and has no error; a chain that has none either is smaller
+        return cheapest_path(cuts, m, n, ROUNDING**2)
+    low, high = log10(ROUNDING), 0.0  # too much precision for the budget; surely little enough
+    best = cheapest_path(cuts, m, n, 1.0)
+    if best.parameters > limit:
+        return None
+    for _ in range(16):
+        middle = (low + high) / 2
+        path = cheapest_path(cuts, m, n, 10.0 ** (2 * middle))
+        if path.parameters <= limit:
+            best = min(best, path, key=lambda p: (p.squared_error, p.parameters))
+            high = min(middle, log10(max(path.squared_error, ROUNDING**2)) / 2)
+        else:
+            low = middle
+    return best
+
+
+def _merit(choice: Choice, tolerance: float | None) -> tuple[float, float]:
+    order = (choice.chain.nnz, choice.bound)
+    return order if tolerance is not None else order[::-1]
+
+
+def _why(chain: Chain, path: Path, tolerance: float | None, limit: int) -> str:
+    m, n = chain.shape
+    share = f"{chain.nnz} parameters, {chain.density:.1%} of dense, a-priori relative error {sqrt(path.squared_error):.2g}"
+    if len(chain) == 1 and chain == Chain.dense(m, n):
+        reason = f"meets the tolerance {tolerance:g}" if tolerance is not None else f"within {limit} parameters is better"
+        return f"dense is best: no chain with fewer than {m * n} parameters {reason}"
+    aim = f"fewest parameters found for tolerance {tolerance:g}" if tolerance is not None else f"best within {limit}"
+    return f"{aim}: {share}"
+
+
+def _finest(m: int, n: int) -> Chain:
+    """A chain whose radices are the primes of m and of n, only to name permutations."""
+    q, p = list(Chain.butterfly(m).radices[0]), list(Chain.butterfly(n).radices[0])
+    length = max(len(q), len(p))
+    q, p = q + [1] * (length - len(q)), p + [1] * (length - len(p))
+    return Chain.from_radices(q, p, [1] * (length - 1))
