@@ -79,10 +79,11 @@ def test_refine_and_perm_are_passed_on(tmp_path: Path) -> None:
     np.save(tmp_path / "dft.npy", MATRICES["dft"](16).matrix.numpy())
     file = (tmp_path / "dft.npy", "--chain", "butterfly(16)")
     assert run_json(*file)["certificate"]["error"] > 0.5
-    for perm in ("bitrev", "auto"):
-        record = run_json(*file, "--perm", perm)
+    for perm, wish in (("bitrev", file), ("auto", file), ("auto", (tmp_path / "dft.npy", "--tolerance", 1e-9))):
+        record = run_json(*wish, "--perm", perm)
         assert record["certificate"]["exact"]
         assert record["perm"].startswith("bitrev")
+        assert record["density"] <= 0.5
 
 
 def test_human_output_says_what_is_proved() -> None:

@@ -86,6 +86,17 @@ def test_pickles_are_never_read(refused: Callable[..., str]) -> None:
     assert not Path("trapped").exists()
 
 
+def test_file_that_claims_more_than_it_holds(refused: Callable[..., str]) -> None:
+    header = b"{'descr': '<f8', 'fortran_order': False, 'shape': (%s), }".ljust(117) + b"\n"
+    for shape, message in ((b"-1, 4", "could only read"), (b"__import__('os').getcwd(),", "malformed")):
+        content = header % shape
+        Path("a.npy").write_bytes(b"\x93NUMPY\x01\x00" + len(content).to_bytes(2, "little") + content + bytes(80))
+        assert message in refused("a.npy", *CHAIN)
+    banner = "%%MatrixMarket matrix coordinate real general\n"
+    Path("a.mtx").write_text(f"{banner}200000 200000 1\n1 1 2.5\n")
+    assert "is 200000 x 200000. Rule: it is made dense" in refused("a.mtx", *CHAIN)
+
+
 @pytest.mark.parametrize("name", ["a.npy", "a.npz", "a.safetensors", "a.mtx"])
 @pytest.mark.parametrize("keep", [0.0, 0.1, 0.5, 0.95])
 def test_truncated_file(refused: Callable[..., str], name: str, keep: float) -> None:

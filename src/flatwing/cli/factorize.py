@@ -129,7 +129,7 @@ def command(
 
 
 def _perm_name(task: _Task, product: SparseProduct) -> str:
-    """What was reordered; by the name that was asked for, or what "auto" found: bit reversal of columns, rows or both."""
+    """What was reordered: the name that was asked for, or what "auto" found (columns, rows or both)."""
     moved = [name for name, perm in (("columns", product.perm_in), ("rows", product.perm_out)) if perm is not None]
     return (
         f"bitrev {' and '.join(moved)}" if task.perm_name == "auto" and moved else task.perm_name if moved else "none"

@@ -15,6 +15,7 @@ import torch
 from ..core import as_matrix
 
 _KEYED = re.compile(r"(?P<path>.+?\.(?:npz|safetensors)):(?P<key>.*)", re.IGNORECASE | re.DOTALL)
+LARGEST_DENSE = 2**31  # entries; 16 GiB in float64
 _UNREADABLE = (ValueError, EOFError, OSError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 
 
@@ -100,12 +101,17 @@ def _read_safetensors(path: Path, key: str | None) -> np.ndarray | torch.Tensor:
 
 
 def _read_mtx(path: Path, key: str | None) -> np.ndarray | torch.Tensor:
-    from scipy.io import mmread
+    from scipy.io import mminfo, mmread
 
     try:
-        matrix = mmread(path)
+        rows, columns = mminfo(path)[:2]
+        matrix = mmread(path) if rows * columns <= LARGEST_DENSE else None
     except _UNREADABLE as error:
         raise _unreadable(path, "Matrix Market file", error) from error
+    if matrix is None:  # a few bytes of a sparse file can stand for more memory than there is
+        raise ValueError(
+            f"{str(path)!r} is {rows} x {columns}. Rule: it is made dense, so rows times columns <= {LARGEST_DENSE}."
+        )
     return matrix if isinstance(matrix, np.ndarray) else matrix.toarray()
 
 

@@ -197,7 +197,7 @@ def _prove(attempt: _Attempt, orthonormalize: bool) -> tuple[tuple[Certificate, 
         if not is_exact and isfinite(factor):
             # a tail that nobody looked at is at most what was achieved; the others may be under-estimated a little
             inside = error[rows].sum() - problem.outside[rows].sum()
-            parts = [inside if t is None else t[rows].sum() * (1 + TOLERANCE[torch.float64]) for t in tails]
+            parts = [inside if t is None else t[rows].sum() * (1 + TOLERANCE) for t in tails]
             shares = torch.stack([torch.zeros_like(inside), *parts])
             total = shares.sum() if peels_ends(attempt.order) else shares.clamp_min(0).sqrt().sum() ** 2
             bound = _relative(problem.outside[rows].sum() + total, norm)

@@ -14,7 +14,7 @@ from .solvers import TOLERANCE, select_solver, top_vector
 STRIP_BYTES = 1 << 21  # larger than what `cut` uses: many small Gram matrices are made of one strip
 
 
-def tree_bound(splits: Sequence[Split], tails: Sequence[Float[torch.Tensor, "columns rows"]]) -> torch.Tensor:
+def tree_bound(splits: Sequence[Split], tails: Sequence[Float[torch.Tensor, "_ _"]]) -> torch.Tensor:
     """Squared lower bound on the error of any product, from the squared tails of neighbouring splits, per region.
 
     A region (column cluster of the first split, row cluster of the last) is tiled by the blocks of every split, so its
@@ -36,7 +36,7 @@ def tree_bound(splits: Sequence[Split], tails: Sequence[Float[torch.Tensor, "col
 
 def matrix_tails(
     values: Num[torch.Tensor, "blocks b c"], splits: Sequence[Split], careful: bool
-) -> list[Float[torch.Tensor, "columns rows"]]:
+) -> list[Float[torch.Tensor, "_ _"]]:
     """Squared tails of every block of every split of the matrix: never more than the truth, up to rounding.
 
     With `careful`, each split is solved on its own and the residual measured: right for tails of any size, slow.
@@ -131,9 +131,9 @@ def gram_tails(gram: Num[torch.Tensor, "k s s"], rank: int) -> Float[torch.Tenso
     if size == 2:
         difference, g12 = (gram[:, 0, 0] - gram[:, 1, 1]).real, gram[:, 0, 1].abs()
         return (0.5 * (total - torch.sqrt(difference.square() + 4 * g12.square()))).clamp_min(0)
-    _, theta, rest, missing = top_vector(gram, TOLERANCE[torch.float64])
+    _, theta, rest, missing = top_vector(gram, TOLERANCE)
     tails = (rest - missing).clamp_min(0)
-    unsolved = missing > TOLERANCE[torch.float64] * rest + torch.finfo(torch.float64).eps * theta
+    unsolved = missing > TOLERANCE * rest + torch.finfo(torch.float64).eps * theta
     if bool(unsolved.any()):
         again = unsolved.nonzero()[:, 0]
         tails[again] = gram_tails_by_eigenvalues(gram[again], rank)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache, reduce
 from itertools import product as cartesian
 from math import ceil, prod
 
@@ -18,11 +19,11 @@ CHUNK_BYTES = 1 << 21  # blocks are solved in pieces that stay in the cache of o
 
 def hierarchical(
     values: Num[torch.Tensor, "blocks b c"],
-    patterns: Sequence[Pattern],
+    patterns: tuple[Pattern, ...],
     order: Sequence[int],
     orthonormalize: bool = True,
     progress: Callable[[int, int], None] | None = None,
-) -> tuple[list[torch.Tensor], dict[int, Float[torch.Tensor, "columns rows"]]]:
+) -> tuple[list[torch.Tensor], dict[int, Float[torch.Tensor, "_ _"]]]:
     """Factor values for a chainable chain, and per split the squared errors that its truncation made, block by block.
 
     `values` are the entries of the matrix on the support of the whole chain, shape (a*d, b, c). With
@@ -42,7 +43,7 @@ def hierarchical(
         if orthonormalize:
             centre = _move_centre(data, nodes, patterns, centre, target)
         lo, hi = nodes[target]
-        split = _split(patterns, lo, s, hi)
+        split = split_at(patterns, lo, s, hi)
         rightwards = step + 1 == len(order) or order[step + 1] > s
         weight = ("right" if rightwards else "left") if orthonormalize else "both"
         left, right, tails[s] = cut(split, data[target], weight)
@@ -54,25 +55,20 @@ def hierarchical(
     return data, tails
 
 
-def _split(patterns: Sequence[Pattern], lo: int, s: int, hi: int) -> Split:
-    return Split(join(patterns[lo:s]), join(patterns[s:hi]))
-
-
-def join(patterns: Sequence[Pattern]) -> Pattern:
-    """Pattern of a product of neighbours."""
-    result = patterns[0]
-    for pattern in patterns[1:]:
-        result = result * pattern
-    return result
+@lru_cache(maxsize=4096)
+def split_at(patterns: tuple[Pattern, ...], lo: int, s: int, hi: int) -> Split:
+    """The cut at s of the product of the factors lo ... hi-1."""
+    return Split(reduce(Pattern.__mul__, patterns[lo:s]), reduce(Pattern.__mul__, patterns[s:hi]))
 
 
 def _move_centre(
-    data: list[torch.Tensor], nodes: list[tuple[int, int]], patterns: Sequence[Pattern], centre: int, target: int
+    data: list[torch.Tensor], nodes: list[tuple[int, int]], patterns: tuple[Pattern, ...], centre: int, target: int
 ) -> int:
     """Carry the weight from node `centre` to node `target` by QR, leaving orthonormal nodes behind."""
     while centre != target:
         i = centre if centre < target else centre - 1  # the pair (i, i + 1) that the weight crosses
-        split = Split(join(patterns[slice(*nodes[i])]), join(patterns[slice(*nodes[i + 1])]))
+        (lo, s), (_, hi) = nodes[i], nodes[i + 1]
+        split = split_at(patterns, lo, s, hi)
         u, v = split.left_blocks(data[i]), split.right_blocks(data[i + 1])
         if centre < target:
             u, v = orthonormal_columns(u, v)

@@ -14,13 +14,13 @@ from ..structure import Chain, Pattern
 from ..structure.factor import extract, with_batch
 from ..structure.split import Split
 from .bounds import matrix_tails, tails_by_residual, tree_bound
-from .butterfly import chunks, join
+from .butterfly import chunks, split_at
 from .solvers import energy
 
 # Below this relative error the shared Gram matrices of `matrix_tails` have lost digits that the bound needs.
 CAREFUL_BELOW = 1e-5
 # From this many entries on, a proof that the error is within 5 % of the best is good enough to stop looking.
-LARGE, CLOSE_ENOUGH = 1 << 18, 1.05
+LARGE, CLOSE_ENOUGH = 1 << 14, 1.05
 
 
 @final
@@ -62,9 +62,9 @@ class Problem:
         return cls(chain, batch, values.reshape(-1, pattern.b, pattern.c), exponent, norm + outside, outside)
 
     @cached_property
-    def patterns(self) -> list[Pattern]:
+    def patterns(self) -> tuple[Pattern, ...]:
         """The patterns of the chain with the batch inside `a`."""
-        return [with_batch(p, self.count) for p in self.chain]
+        return tuple(with_batch(p, self.count) for p in self.chain)
 
     @property
     def count(self) -> int:
@@ -73,7 +73,7 @@ class Problem:
 
     def split(self, s: int) -> Split:
         """The cut of the whole chain at s."""
-        return Split(join(self.patterns[:s]), join(self.patterns[s:]))
+        return split_at(self.patterns, 0, s, len(self.patterns))
 
     def per_matrix(self, regions: Float[torch.Tensor, "*regions"]) -> Float[torch.Tensor, " batch"]:
         """Sum of region energies, one number per matrix of the batch."""
@@ -96,7 +96,7 @@ class Problem:
         return self.outside + self.per_matrix(regions)
 
     def bounds(
-        self, error: Float[torch.Tensor, " batch"], steps: Mapping[int, Float[torch.Tensor, "columns rows"]]
+        self, error: Float[torch.Tensor, " batch"], steps: Mapping[int, Float[torch.Tensor, "_ _"]]
     ) -> tuple[Float[torch.Tensor, " batch"], list[Float[torch.Tensor, " batch"] | None]]:
         """Squared lower bound (tree bound) on the error of any product, and squared tails of the matrix, split by split.
 
@@ -126,10 +126,10 @@ def scaled(values: torch.Tensor, exponent: int) -> torch.Tensor:
     return values if exponent == 0 else values * 2.0**half * 2.0 ** (exponent - half)
 
 
-def _fuse(factors: Sequence[torch.Tensor], patterns: Sequence[Pattern]) -> torch.Tensor:
+def _fuse(factors: Sequence[torch.Tensor], patterns: tuple[Pattern, ...]) -> torch.Tensor:
     """Values of a product of neighbours, as a balanced tree."""
     if len(factors) == 1:
         return factors[0]
     middle = len(factors) // 2
-    split = Split(join(patterns[:middle]), join(patterns[middle:]))
+    split = split_at(patterns, 0, middle, len(patterns))
     return split.multiply(_fuse(factors[:middle], patterns[:middle]), _fuse(factors[middle:], patterns[middle:]))

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 
 from ..structure.split import Split
-from .butterfly import cut, join, orthonormal_columns
+from .butterfly import cut, orthonormal_columns, split_at
 from .problem import Problem
 
 
@@ -56,7 +56,7 @@ class _Canonical:
             factors[i], factors[i + 1] = split.left_values(q), split.right_values(rest)
 
     def neighbours(self, i: int) -> Split:
-        return Split(self.patterns[i], self.patterns[i + 1])
+        return split_at(self.patterns, i, i + 1, i + 2)
 
     def leftwards(self) -> None:
         """Update the nodes from the right end to the left one, leaving orthonormal block rows behind."""
@@ -100,10 +100,10 @@ class _Canonical:
 
     def through_left(self, values: torch.Tensor, i: int, stop: int) -> torch.Tensor:
         """K_i^H X on the support of the factors i+1 ... stop-1, for X on that of the factors i ... stop-1."""
-        split = Split(self.patterns[i], join(self.patterns[i + 1 : stop]))
+        split = split_at(self.patterns, i, i + 1, stop)
         return split.right_values(split.left_blocks(self.factors[i]).mH @ split.blocks(values))
 
     def through_right(self, values: torch.Tensor, start: int, j: int) -> torch.Tensor:
         """X K_j^H on the support of the factors start ... j-1, for X on that of the factors start ... j."""
-        split = Split(join(self.patterns[start:j]), self.patterns[j])
+        split = split_at(self.patterns, start, j, j + 1)
         return split.left_values(split.blocks(values) @ split.right_blocks(self.factors[j]).mH)

@@ -40,9 +40,12 @@ class BlockSolver(abc.ABC):
 
 
 SOLVERS: Registry[BlockSolver] = Registry("block solver")
-# How much more than the optimum a tail may hold, relative to itself: the sixth digit of an error never moves.
-TOLERANCE = {torch.float64: 1e-8, torch.complex128: 1e-8, torch.float32: 1e-5, torch.complex64: 1e-5}
-MAX_ROUNDS, ROUNDS_AT_ONCE = 12, 3
+# How much more than the optimum a tail may hold, relative to itself.
+TOLERANCE = 1e-8
+# Power iteration must do better: the next cut sees the angle of the vector, of which the tail is only the square.
+ANGLE_TOLERANCE = {torch.float64: 1e-14, torch.complex128: 1e-14, torch.float32: 1e-9, torch.complex64: 1e-9}
+MAX_ROUNDS, ROUNDS_AT_ONCE, SQUARING = 12, 3, 16
+FEW = 10**5  # matrices times size^3 that LAPACK solves sooner than more rounds of many small operations
 
 
 def select_solver(small: int, large: int, rank: int, device: torch.device) -> BlockSolver:
@@ -99,7 +102,7 @@ class Power(BlockSolver):
         return None if rank == 1 else "only for rank 1"
 
     def truncate(self, blocks: torch.Tensor, rank: int) -> Truncation:
-        tolerance, eps = TOLERANCE[blocks.dtype], torch.finfo(blocks.dtype).eps
+        tolerance, eps = ANGLE_TOLERANCE[blocks.dtype], torch.finfo(blocks.dtype).eps
         u, theta, _, missing = top_vector(blocks @ blocks.mH, tolerance)
         coefficients = u.mH @ blocks
         tail = energy(torch.baddbmm(blocks, u, coefficients, alpha=-1))
@@ -134,7 +137,7 @@ class Lapack(BlockSolver):
         tail = energy(work - basis @ coefficients)
         top = values[:, -1].clamp_min(0)
         eps = torch.finfo(torch.float64).eps
-        safe = (32 * rank * eps * top <= TOLERANCE[work.dtype] * tail) | (tail <= (8 * eps) ** 2 * top)
+        safe = (32 * rank * eps * top <= TOLERANCE * tail) | (tail <= (8 * eps) ** 2 * top)
         if not bool(safe.all()):
             again = (~safe).nonzero()[:, 0]
             u, _, _ = torch.linalg.svd(work[again], full_matrices=False)
@@ -168,9 +171,15 @@ def top_vector(
     where theta <= h. For h serves the smaller of the trace and the Frobenius norm of G outside u. Matrices for which it is below `tolerance` * rest are done; the others go on for
     `rounds` in all, without the finished ones.
     """
-    diagonal = gram.diagonal(dim1=1, dim2=2).real
-    total = diagonal.sum(1).double()
-    z = gram.take_along_dim(diagonal.argmax(1)[:, None, None], dim=2) if start is None else start
+    total = gram.diagonal(dim1=1, dim2=2).real.sum(1).double()
+    if start is None:
+        power = gram
+        if gram.shape[-1] <= SQUARING:  # two squarings of a tiny matrix are cheaper than four rounds
+            power = gram / total.clamp_min(torch.finfo(gram.dtype).tiny).to(gram.dtype)[:, None, None]
+            power = power @ power
+            power = power @ power
+        start = power.take_along_dim(power.diagonal(dim1=1, dim2=2).real.argmax(1)[:, None, None], dim=2)
+    z = start
     square = energy(gram)
     eps = torch.finfo(gram.dtype).eps
     for _ in range(ROUNDS_AT_ONCE):
@@ -188,8 +197,8 @@ def top_vector(
         if not bool(unsolved.any()):
             break
     else:
-        if rounds > ROUNDS_AT_ONCE:
-            again = unsolved.nonzero()[:, 0]
+        again = unsolved.nonzero()[:, 0]
+        if rounds > ROUNDS_AT_ONCE and len(again) * gram.shape[-1] ** 3 > FEW:
             further = top_vector(gram[again], tolerance, rounds - ROUNDS_AT_ONCE, z[again])
             for mine, theirs in zip((u, theta, rest, missing), further, strict=True):
                 mine[again] = theirs

@@ -140,7 +140,7 @@ class Chain(ChainFamilies):
         >>> print(Chain.butterfly(16, rank=2).reduced())
         (1,4,8,4)(4,8,4,1)
         """
-        return self.merged(self.redundant_splits)
+        return self.merged(self.redundant_splits) if self.redundant_splits else self
 
     def merged(self, splits: Iterable[int]) -> Chain:
         """The chain with the neighbours at the given splits (1-based) replaced by their product pattern."""
