@@ -15,6 +15,7 @@ from .. import Chain, SparseProduct, choose
 from .. import factorize as factorize_matrix
 from ..core import require_writable
 from ..data import MATRICES
+from ..factorize import ORDERS
 from ..report import require_picture
 from .inputs import read_matrix
 from .output import Format, note, plainly, working, write_json
@@ -138,7 +139,11 @@ def _perm_name(task: _Task, product: SparseProduct) -> str:
 
 def _order(text: str) -> str | tuple[int, ...]:
     parts = text.replace(" ", "").strip("()").split(",")
-    return tuple(int(part) for part in parts) if all(part.isdecimal() for part in parts) else text
+    if all(part.isdecimal() for part in parts):
+        return tuple(int(part) for part in parts)
+    if text not in ORDERS:
+        raise ValueError(f"--order {text} is unknown. Rule: {', '.join(ORDERS)} or a permutation of the cuts: 3,1,2.")
+    return text
 
 
 def _limits(chain: str | None, tolerance: float | None, budget: str | None) -> dict[str, float | int]:

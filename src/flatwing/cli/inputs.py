@@ -16,7 +16,7 @@ from ..core import as_matrix
 
 _KEYED = re.compile(r"(?P<path>.+?\.(?:npz|safetensors)):(?P<key>.*)", re.IGNORECASE | re.DOTALL)
 LARGEST_DENSE = 2**31  # entries; 16 GiB in float64
-_UNREADABLE = (ValueError, EOFError, OSError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error)
+_UNREADABLE = (ValueError, EOFError, OSError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 def read_matrix(source: str) -> torch.Tensor:

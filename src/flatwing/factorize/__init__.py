@@ -6,6 +6,7 @@ from .api import factorize as factorize
 from .certificate import Certificate as Certificate
 from .choose import Choice as Choice
 from .choose import choose as choose
+from .order import ORDERS as ORDERS
 from .solvers import SOLVERS as SOLVERS
 from .solvers import BlockSolver as BlockSolver
 from .solvers import Truncation as Truncation

@@ -167,9 +167,7 @@ class _Attempt:
 def _product(attempt: _Attempt, chain: Chain, perms: Permutations) -> SparseProduct:
     problem = attempt.problem
     factors = [*attempt.factors[:-1], scaled(attempt.factors[-1], problem.exponent)]
-    shaped = [
-        w.reshape(*problem.batch, p.blocks, p.b, p.c) for p, w in zip(problem.chain, factors, strict=True)
-    ]
+    shaped = [w.reshape(*problem.batch, p.blocks, p.b, p.c) for p, w in zip(problem.chain, factors, strict=True)]
     product = SparseProduct(problem.chain, shaped, *perms)
     return product if problem.chain == chain else product.expanded(chain)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float, Num
@@ -25,7 +26,7 @@ def tree_bound(splits: Sequence[Split], tails: Sequence[Float[torch.Tensor, "_ _
     while len(level) > 1:
         # level[i] covers the splits i ... i + width - 1; join each with its right neighbour
         joined = []
-        for lower, upper in zip(level, level[1:], strict=False):
+        for lower, upper in pairwise(level):
             columns, rows = lower.shape[0], upper.shape[1]
             by_rows = lower.reshape(columns, -1, rows).sum(1)
             by_columns = upper.reshape(columns, -1, rows).sum(1)
@@ -53,9 +54,7 @@ def matrix_tails(
     return tails
 
 
-def tails_by_residual(
-    values: Num[torch.Tensor, "blocks b c"], split: Split
-) -> Float[torch.Tensor, "columns rows"]:
+def tails_by_residual(values: Num[torch.Tensor, "blocks b c"], split: Split) -> Float[torch.Tensor, "columns rows"]:
     """Squared tails of every block of one split, each measured as the residual of a checked solver."""
     blocks = split.blocks(values)
     rows, columns = split.block_shape

@@ -111,7 +111,9 @@ def cut(
     for index in chunks(blocks):
         piece = blocks[index]
         shape = piece.shape[:4]
-        basis, coefficients, tail = solver.truncate((piece.mH if flip else piece).reshape(-1, *_sides(rows, columns)), r)
+        basis, coefficients, tail = solver.truncate(
+            (piece.mH if flip else piece).reshape(-1, *_sides(rows, columns)), r
+        )
         if weight == "both":
             root = torch.linalg.vector_norm(coefficients, dim=2, keepdim=True).sqrt()
             basis = basis * root.mT.to(basis.dtype)

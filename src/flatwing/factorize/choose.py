@@ -13,6 +13,8 @@ from ..core import as_matrix
 from ..structure import Chain
 from .paths import Path, cheapest_path
 from .permutation import Permutations, candidate_permutations, permuted
+from .problem import exponent_of, scaled
+from .solvers import energy
 from .tails import Cut, measure, places
 
 WORK = 2e11  # multiplications spent on singular values; about half a minute on one core
@@ -32,6 +34,8 @@ class Choice:
     why: str
     perm: Permutations
     """Pass it on: `factorize(A, choice.chain, perm=choice.perm)`."""
+    permutation: str
+    """Its name: what "auto" found."""
 
     def __str__(self) -> str:
         return f"{self.chain}: {self.why}"
@@ -41,7 +45,7 @@ def choose(
     A: Any,
     *,
     tolerance: float | None = None,
-    budget: float | None = None,
+    budget: float | int | None = None,
     perm: Any = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Choice:
@@ -55,8 +59,9 @@ def choose(
         progress: called as progress(what, done, total).
 
     The error of an end-peeling factorization is at most the root of the summed squared tails of its cuts, so the search
-    is a shortest path over cuts and ranks (see `cheapest_path`). Raises `ValueError` unless exactly one of tolerance and budget is given and sensible, or if the budget is
-    below the cheapest chain. Cost: one batch of singular values per cut, O(m n min(b, c)) each.
+    is a shortest path over cuts and ranks (see `cheapest_path`). Raises `ValueError` unless exactly one of tolerance and
+    budget is given and sensible, or if no chain fits the budget. Cost: one batch of singular values per cut,
+    O(m n min(b, c)) each.
 
     >>> import torch
     >>> H = torch.tensor([[1.0, 1], [1, -1]], dtype=torch.float64)
@@ -70,15 +75,17 @@ def choose(
     m, n = matrix.shape
     limit = _limit(tolerance, budget, m, n)
     dense = Chain.dense(m, n)
-    norm = torch.linalg.vector_norm(matrix.double() if not matrix.is_complex() else matrix.to(torch.complex128))
+    matrix = scaled(matrix, -exponent_of(matrix))
+    norm = sqrt(float(energy(matrix[None])))
     best: Choice | None = None
     for label, perms in candidate_permutations(perm, _finest(m, n), matrix.device).items():
-        cuts = _cuts(permuted(matrix, perms), float(norm), tolerance, label, progress)
+        cuts = _cuts(permuted(matrix, perms), norm, tolerance, label, progress)
         path = _search(cuts, m, n, tolerance, limit)
         if path is None:
             continue
         chain = path.chain(m, n)
-        choice = Choice(chain, sqrt(path.squared_error), chain == dense, _why(chain, path, tolerance, limit), perms)
+        why = _why(chain, path, tolerance, limit)
+        choice = Choice(chain, sqrt(path.squared_error), chain == dense, why, perms, label)
         if best is None or _merit(choice, tolerance) < _merit(best, tolerance):
             best = choice
     if best is None:
@@ -89,7 +96,7 @@ def choose(
     return best
 
 
-def _limit(tolerance: float | None, budget: float | None, m: int, n: int) -> int:
+def _limit(tolerance: float | None, budget: float | int | None, m: int, n: int) -> int:
     """The number of parameters allowed: never more than dense."""
     if tolerance is not None and not 0 <= tolerance < 1:
         raise ValueError(f"tolerance={tolerance}. Rule: a relative error with 0 <= tolerance < 1, such as 0.1.")
@@ -107,7 +114,7 @@ def _cuts(
     label: str,
     progress: Callable[[str, int, int], None] | None,
 ) -> list[Cut]:
-    where = places(*matrix.shape, WORK)
+    where = places(matrix.shape[0], matrix.shape[1], WORK)
     precise = tolerance is not None and tolerance < GRAM_TOLERANCE
     scale = 1 / norm if norm > 0 else 1.0
     cuts = []
@@ -141,15 +148,19 @@ def _search(cuts: list[Cut], m: int, n: int, tolerance: float | None, limit: int
 
 
 def _merit(choice: Choice, tolerance: float | None) -> tuple[float, float]:
-    order = (choice.chain.nnz, choice.bound)
-    return order if tolerance is not None else order[::-1]
+    parameters, bound = float(choice.chain.nnz), choice.bound
+    return (parameters, bound) if tolerance is not None else (bound, parameters)
 
 
 def _why(chain: Chain, path: Path, tolerance: float | None, limit: int) -> str:
     m, n = chain.shape
-    share = f"{chain.nnz} parameters, {chain.density:.1%} of dense, a-priori relative error {sqrt(path.squared_error):.2g}"
+    share = (
+        f"{chain.nnz} parameters, {chain.density:.1%} of dense, a-priori relative error {sqrt(path.squared_error):.2g}"
+    )
     if len(chain) == 1 and chain == Chain.dense(m, n):
-        reason = f"meets the tolerance {tolerance:g}" if tolerance is not None else f"within {limit} parameters is better"
+        reason = (
+            f"meets the tolerance {tolerance:g}" if tolerance is not None else f"within {limit} parameters is better"
+        )
         return f"dense is best: no chain with fewer than {m * n} parameters {reason}"
     aim = f"fewest parameters found for tolerance {tolerance:g}" if tolerance is not None else f"best within {limit}"
     return f"{aim}: {share}"

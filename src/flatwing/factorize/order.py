@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from math import sqrt
+from operator import index
 
-NAMES = ("best", "l2r", "r2l", "balanced")
+ORDERS = ("best", "l2r", "r2l", "balanced")
 
 
 def split_order(order: str | Sequence[int], factors: int) -> tuple[int, ...]:
@@ -25,15 +26,19 @@ def split_order(order: str | Sequence[int], factors: int) -> tuple[int, ...]:
         if order == "balanced":
             return tuple(_balanced(1, factors))
         raise ValueError(
-            f"unknown order {order!r}. Rule: {', '.join(map(repr, NAMES))} or a permutation of the splits "
+            f"unknown order {order!r}. Rule: {', '.join(map(repr, ORDERS))} or a permutation of the splits "
             f"such as {tuple(splits)}."
         )
-    if sorted(order) != list(splits):
+    try:
+        given = tuple(index(s) for s in order)
+    except TypeError:  # not a sequence, or not of whole numbers
+        given = None
+    if given is None or sorted(given) != list(splits):
         raise ValueError(
-            f"order {tuple(order)} is not a permutation of the splits 1 to {factors - 1}. "
+            f"order {order!r} is not a permutation of the splits 1 to {factors - 1}. "
             f"Rule: each split once; the left-to-right order is {tuple(splits)}."
         )
-    return tuple(int(s) for s in order)
+    return given
 
 
 def _balanced(first: int, last: int) -> Iterator[int]:
@@ -50,14 +55,11 @@ def peels_ends(order: Sequence[int]) -> bool:
     >>> peels_ends((1, 3, 2)), peels_ends((2, 1, 3))
     (True, False)
     """
-    lowest, highest = min(order, default=0), max(order, default=0)
+    left = sorted(order)
     for s in order:
-        if s == lowest:
-            lowest += 1
-        elif s == highest:
-            highest -= 1
-        else:
+        if s not in (left[0], left[-1]):
             return False
+        left.remove(s)
     return True
 
 

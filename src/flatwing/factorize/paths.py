@@ -35,9 +35,9 @@ class Path:
 def cheapest_path(cuts: list[Cut], m: int, n: int, allowed: float) -> Path:
     """The path with the fewest parameters among those whose squared errors sum to at most `allowed`.
 
-    A factor between the cuts (q, p, r) and (q', p', r') has p' (m / q) r r' parameters. Dynamic programming over cuts in
-    the order of their position, with the squared error counted in `BUCKETS` steps, rounded up: the path is always within
-    `allowed`, and it is the optimum up to that rounding, of which `thin` takes back a part.
+    A factor between the cuts (q, p, r) and (q', p', r') has p' (m / q) r r' parameters. Dynamic programming over cuts
+    in the order of their position, with the squared error counted in `BUCKETS` steps, rounded up: the path is always
+    within `allowed`, and it is the optimum up to that rounding, of which `thin` takes back a part.
     Cost: (cuts * ranks)^2 * BUCKETS, vectorized over all but the cuts.
     """
     usable = [_useful_ranks(cut, allowed) for cut in cuts]

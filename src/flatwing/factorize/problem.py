@@ -18,7 +18,7 @@ from .butterfly import chunks, split_at
 from .solvers import energy
 
 # Below this relative error the shared Gram matrices of `matrix_tails` have lost digits that the bound needs.
-CAREFUL_BELOW = 1e-5
+CAREFUL_BELOW = 1e-4
 # From this many entries on, a proof that the error is within 5 % of the best is good enough to stop looking.
 LARGE, CLOSE_ENOUGH = 1 << 14, 1.05
 
@@ -43,11 +43,8 @@ class Problem:
     def of(cls, matrix: Num[torch.Tensor, "*batch m n"], chain: Chain) -> Problem:
         """Restrict a checked matrix to the support of a checked chain. Cost: a few passes over the matrix."""
         batch = matrix.shape[:-2]
-        low, high = (torch.view_as_real(matrix) if matrix.is_complex() else matrix).aminmax()
-        largest = torch.maximum(-low, high)
-        exponent = int(torch.frexp(largest).exponent) if largest > 0 else 0
         pattern = chain.pattern
-        exponent = exponent if abs(exponent) > 16 else 0  # within a comfortable range the copy is saved
+        exponent = exponent_of(matrix)
         matrix = scaled(matrix, -exponent)
         flat = matrix.reshape(-1, *chain.shape)
         values = extract(flat, pattern)
@@ -98,7 +95,7 @@ class Problem:
     def bounds(
         self, error: Float[torch.Tensor, " batch"], steps: Mapping[int, Float[torch.Tensor, "_ _"]]
     ) -> tuple[Float[torch.Tensor, " batch"], list[Float[torch.Tensor, " batch"] | None]]:
-        """Squared lower bound (tree bound) on the error of any product, and squared tails of the matrix, split by split.
+        """Squared lower bound (tree bound) on the error of any product, and squared tails of the matrix per split.
 
         `error` is what was achieved; `steps` are squared errors of orthonormalized cuts, block by block, which never
         exceed the tails of the matrix (empty if there are none). A large matrix whose error is within `CLOSE_ENOUGH` of
@@ -118,6 +115,14 @@ class Problem:
         share = (error / self.norm.clamp_min(torch.finfo(torch.float64).tiny)).clamp_min(0).sqrt()
         full = matrix_tails(self.values, splits, careful=bool((share < CAREFUL_BELOW).any()))
         return self.outside + self.per_matrix(tree_bound(splits, full)), [self.per_matrix(t) for t in full]
+
+
+def exponent_of(matrix: torch.Tensor) -> int:
+    """The exponent of the largest entry, or 0 within a comfortable range, where scaling would be a copy for nothing."""
+    low, high = (torch.view_as_real(matrix) if matrix.is_complex() else matrix).aminmax()
+    largest = torch.maximum(-low, high)
+    exponent = int(torch.frexp(largest).exponent) if largest > 0 else 0
+    return exponent if abs(exponent) > 16 else 0
 
 
 def scaled(values: torch.Tensor, exponent: int) -> torch.Tensor:

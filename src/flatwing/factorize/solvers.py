@@ -12,6 +12,7 @@ from typing import NamedTuple, final
 
 import torch
 from jaxtyping import Float, Num
+from typing_extensions import override
 
 from ..core import Registry
 
@@ -71,9 +72,11 @@ class ClosedForm(BlockSolver):
 
     preference = 10
 
+    @override
     def unsupported_because(self, small: int, large: int, rank: int, device: torch.device) -> str | None:
         return None if small == 2 and rank == 1 else "only for blocks with two rows or columns, rank 1"
 
+    @override
     def truncate(self, blocks: torch.Tensor, rank: int) -> Truncation:
         gram = blocks @ blocks.mH
         g11, g22, g12 = gram[:, 0, 0].real, gram[:, 1, 1].real, gram[:, 0, 1]
@@ -98,9 +101,11 @@ class Power(BlockSolver):
 
     preference = 20
 
+    @override
     def unsupported_because(self, small: int, large: int, rank: int, device: torch.device) -> str | None:
         return None if rank == 1 else "only for rank 1"
 
+    @override
     def truncate(self, blocks: torch.Tensor, rank: int) -> Truncation:
         tolerance, eps = ANGLE_TOLERANCE[blocks.dtype], torch.finfo(blocks.dtype).eps
         u, theta, _, missing = top_vector(blocks @ blocks.mH, tolerance)
@@ -126,9 +131,11 @@ class Lapack(BlockSolver):
 
     preference = 100
 
+    @override
     def unsupported_because(self, small: int, large: int, rank: int, device: torch.device) -> str | None:
         return None
 
+    @override
     def truncate(self, blocks: torch.Tensor, rank: int) -> Truncation:
         work = blocks.to(torch.promote_types(blocks.dtype, torch.float64))
         values, vectors = torch.linalg.eigh(work @ work.mH)
@@ -168,8 +175,9 @@ def top_vector(
 
     With g = G u - theta u and h >= the largest eigenvalue of G outside u, turning u by an angle phi towards any
     direction gains at most |g| sin 2 phi - (theta - h) sin^2 phi <= |g|^2 / (theta - h): that is `missing`, infinite
-    where theta <= h. For h serves the smaller of the trace and the Frobenius norm of G outside u. Matrices for which it is below `tolerance` * rest are done; the others go on for
-    `rounds` in all, without the finished ones.
+    where theta <= h. For h serves the smaller of the trace and the Frobenius norm of G outside u. Matrices for which
+    it is below `tolerance` * rest are done; the others go on for `rounds` in all, without the finished ones, unless
+    they are so few that LAPACK is faster.
     """
     total = gram.diagonal(dim1=1, dim2=2).real.sum(1).double()
     if start is None:
@@ -179,34 +187,45 @@ def top_vector(
             power = power @ power
             power = power @ power
         start = power.take_along_dim(power.diagonal(dim1=1, dim2=2).real.argmax(1)[:, None, None], dim=2)
-    z = start
     square = energy(gram)
-    eps = torch.finfo(gram.dtype).eps
-    for _ in range(ROUNDS_AT_ONCE):
-        norm = torch.linalg.vector_norm(z, dim=1, keepdim=True)
-        u = torch.where(norm > 0, z / norm, _first_unit_vector(z))
-        z = gram @ u
-        projection = u.mH @ z
-        g = energy(z - projection * u)
-        theta = projection[:, 0, 0].real.double()
-        rest = total - theta
-        outside = (square - theta.square() - 2 * g).clamp_min(0) + 64 * eps * theta.square()
-        gap = theta - torch.minimum(rest, outside.sqrt())
-        missing = torch.where(gap > 0, g / gap, torch.inf).where(theta > 0, 0.0)
-        unsolved = missing > tolerance * rest + (64 * eps) ** 2 * theta
+    found, z = _turn(gram, start, total, square)
+    unsolved = found.missing > _enough(found, tolerance, gram.dtype)
+    for _ in range(ROUNDS_AT_ONCE - 1):
         if not bool(unsolved.any()):
-            break
-    else:
-        again = unsolved.nonzero()[:, 0]
-        if rounds > ROUNDS_AT_ONCE and len(again) * gram.shape[-1] ** 3 > FEW:
-            further = top_vector(gram[again], tolerance, rounds - ROUNDS_AT_ONCE, z[again])
-            for mine, theirs in zip((u, theta, rest, missing), further, strict=True):
-                mine[again] = theirs
-    return TopVector(u, theta, rest, missing)
+            return found
+        found, z = _turn(gram, z, total, square)
+        unsolved = found.missing > _enough(found, tolerance, gram.dtype)
+    again = unsolved.nonzero()[:, 0]
+    if rounds > ROUNDS_AT_ONCE and len(again) * gram.shape[-1] ** 3 > FEW:
+        further = top_vector(gram[again], tolerance, rounds - ROUNDS_AT_ONCE, z[again])
+        for mine, theirs in zip(found, further, strict=True):
+            mine[again] = theirs
+    return found
+
+
+def _turn(
+    gram: torch.Tensor, z: torch.Tensor, total: torch.Tensor, square: torch.Tensor
+) -> tuple[TopVector, torch.Tensor]:
+    """What is known of the direction z (see `top_vector`), and the next direction."""
+    norm = torch.linalg.vector_norm(z, dim=1, keepdim=True)
+    u = torch.where(norm > 0, z / norm, _first_unit_vector(z))
+    z = gram @ u
+    projection = u.mH @ z
+    g = energy(z - projection * u)
+    theta = projection[:, 0, 0].real.double()
+    rest = total - theta
+    outside = (square - theta.square() - 2 * g).clamp_min(0) + 64 * torch.finfo(gram.dtype).eps * theta.square()
+    gap = theta - torch.minimum(rest, outside.sqrt())
+    missing = torch.where(gap > 0, g / gap, torch.inf).where(theta > 0, 0.0)
+    return TopVector(u, theta, rest, missing), z
+
+
+def _enough(found: TopVector, tolerance: float, dtype: torch.dtype) -> torch.Tensor:
+    """How much may be missing: a share of the rest, or what rounding makes of theta anyway."""
+    return tolerance * found.rest + (64 * torch.finfo(dtype).eps) ** 2 * found.theta
 
 
 def _first_unit_vector(like: torch.Tensor) -> torch.Tensor:
     unit = torch.zeros_like(like)
     unit[:, 0] = 1
     return unit
-

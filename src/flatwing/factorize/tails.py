@@ -33,8 +33,8 @@ class Cut:
 def places(m: int, n: int, work: float) -> list[tuple[int, int]]:
     """Cuts (rows, columns) to consider, at a cost of about `work` multiplications.
 
-    The straight ways come first: rows : columns grow together (butterflies), or against each other (block low rank, from
-    the low-rank matrix to the block-diagonal ends). What lies between follows as far as the work allows.
+    The straight ways come first: rows and columns grow together (butterflies), or against each other (block low rank,
+    from the low-rank matrix to the block-diagonal ends). What lies between follows as far as the work allows.
     """
     every = [(q, p) for q in divisors(m) for p in divisors(n) if q > 1 and p < n]
 

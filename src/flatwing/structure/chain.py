@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property, reduce
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from math import prod
 from typing import final, overload
 
@@ -222,6 +222,9 @@ class Chain(ChainFamilies):
         True
         """
         try:
+            depth = max(accumulate((c in "[{") - (c in "]}") for c in text), default=0)
+            if depth > 4:  # hostile nesting would exhaust the stack of the parser
+                raise ValueError(f"nested {depth} deep")
             data = json.loads(text)
             if data["format"] != "flatwing.chain" or data["version"] != 1:
                 raise ValueError(f"format {data['format']!r} version {data['version']!r}")

@@ -34,7 +34,10 @@ def save_product(product: SparseProduct, path: str | os.PathLike[str]) -> None:
         "complex": "yes" if product.factors[0].is_complex() else "no",
     }
     with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata=metadata)
+        try:
+            save_file(tensors, temporary, metadata=metadata)
+        except SafetensorError as error:
+            raise OSError(f"could not write {str(path)!r}: {error}") from error
 
 
 def load_product(path: str | os.PathLike[str]) -> SparseProduct:
@@ -62,13 +65,12 @@ def load_product(path: str | os.PathLike[str]) -> SparseProduct:
         ) from error
     try:
         chain = Chain.from_json(metadata.get("chain", ""))
+        missing = [f"factor.{i}" for i in range(len(chain)) if f"factor.{i}" not in tensors]
+        if missing:
+            raise ValueError(f"it has no tensor {missing[0]!r}, which its chain {chain} needs.")
         factors = [tensors[f"factor.{i}"] for i in range(len(chain))]
         if metadata.get("complex") == "yes":
             factors = [torch.view_as_complex(factor) for factor in factors]
         return SparseProduct(chain, factors, tensors.get("perm_in"), tensors.get("perm_out"))
-    except KeyError as error:
-        raise ValueError(
-            f"{str(path)!r} has no tensor {error}, which its chain {chain} needs. Write it again."
-        ) from None
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{str(path)!r} holds no product: {error} Write it again.") from error
