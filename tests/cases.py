@@ -13,14 +13,15 @@ from flatwing.structure import transforms
 KINDS = ("gaussian", "sparse", "spiky", "scaled", "noisy product")
 
 
-def random_chain(rng: Random, max_factors: int = 5, max_size: int = 60) -> Chain:
+def random_chain(rng: Random, max_factors: int = 5, max_size: int = 72) -> Chain:
     """Any chainable chain: rectangular, ranks up to 3, a1 > 1 and dL > 1 included, redundant or not."""
     while True:
         length = rng.randint(1, max_factors)
-        q, p = ([rng.randint(1, 3) for _ in range(length)] for _ in range(2))
-        a1, dL = rng.choice([1, 1, 2]), rng.choice([1, 1, 2, 3])
+        radices, ranks = rng.choice([((1, 2, 2, 3), (1, 2, 3)), ((2, 2, 2, 3), (1,)), ((2, 2, 3, 4), (1, 1, 2, 3))])
+        q, p = ([rng.choice(radices) for _ in range(length)] for _ in range(2))
+        a1, dL = rng.choice([1, 1, 1, 2]), rng.choice([1, 1, 1, 2, 3])
         if 4 <= a1 * dL * max(prod(q), prod(p)) <= max_size:
-            return Chain.from_radices(q, p, [rng.randint(1, 3) for _ in range(length - 1)], a1, dL)
+            return Chain.from_radices(q, p, [rng.choice(ranks) for _ in range(length - 1)], a1, dL)
 
 
 def random_matrix(chain: Chain, kind: str, dtype: torch.dtype = torch.float64) -> torch.Tensor:

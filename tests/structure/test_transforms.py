@@ -35,6 +35,11 @@ def test_dft_is_that_of_scipy(n: int) -> None:
     assert relative_error(product, scipy.fft.fft(np.eye(n), axis=0)) < 1e-13
 
 
+def test_angles_stay_exact_for_a_large_prime() -> None:
+    expected = scipy.fft.fft(np.eye(997), axis=0)
+    assert relative_error(transforms.dft(997), expected) < 5e-15
+
+
 @pytest.mark.parametrize("radices", [(2, 3, 4), (4, 3, 2), (3, 8), (24,), (1, 6, 1, 4), (2, 2, 2, 3)], ids=str)
 def test_dft_in_any_mixed_radix(radices: tuple[int, ...]) -> None:
     product = transforms.dft(24, radices)

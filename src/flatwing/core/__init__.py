@@ -8,3 +8,4 @@ from .files import require_writable as require_writable
 from .numbers import divisors as divisors
 from .numbers import nearest_divisor as nearest_divisor
 from .registry import Registry as Registry
+from .threads import threads_for as threads_for

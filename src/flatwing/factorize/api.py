@@ -5,22 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from math import isfinite, sqrt
 from typing import Any, final
 
 import torch
 
-from ..core import as_matrix
+from ..core import as_matrix, threads_for
 from ..structure import Chain, SparseProduct
 from ..structure.nearest import nearest_chainable
 from ..structure.split import Split
 from .butterfly import hierarchical
-from .certificate import Certificate, rounding_level
-from .order import optimality_factor, peels_ends, split_order
+from .certificate import Certificate, prove, relative
+from .order import split_order
 from .permutation import Permutations, candidate_permutations, permuted
 from .problem import Problem, scaled
 from .refine import refine_factors
-from .solvers import TOLERANCE
 
 
 @final
@@ -131,19 +129,24 @@ def factorize(
     # Redundant splits restrict nothing: the reduced chain is factorized, its products are expanded at the end.
     orders = dict.fromkeys(tuple(s for s in split_order(name, len(chain)) if s in kept) for name in names)
     candidates = candidate_permutations(perm, chain, matrix.device)
-    attempts: list[_Attempt] = []
-    for label, perms in candidates.items():
-        problem = Problem.of(permuted(matrix, perms), reduced)
-        for cuts in orders:
-            say = None if progress is None else partial(progress, f"order {cuts}, columns {label}"[:60])
-            factors, tails = hierarchical(
-                problem.values, problem.patterns, [kept.index(s) + 1 for s in cuts], orthonormalize, say
-            )
-            if refine:
-                factors = refine_factors(problem, factors, refine, refine_sites, say)
-            attempts.append(_Attempt(problem, cuts, label, factors, tails, problem.error(factors)))
-    best = min(attempts, key=lambda attempt: float(attempt.error.sum()))
-    certificates, matrix_errors = _prove(best, orthonormalize)
+    best: _Attempt | None = None
+    with threads_for(
+        max((min(reduced[:s].pattern.b, reduced[s:].pattern.c) for s in range(1, len(reduced))), default=1)
+    ):
+        for label, perms in candidates.items():
+            problem = Problem.of(permuted(matrix, perms), reduced)
+            for cuts in orders:
+                say = None if progress is None else partial(progress, f"order {cuts}, columns {label}"[:60])
+                places = [kept.index(s) + 1 for s in cuts]
+                factors, tails = hierarchical(problem.values, problem.patterns, places, orthonormalize, say)
+                if refine:
+                    factors = refine_factors(problem, factors, refine, refine_sites, say)
+                attempt = _Attempt(problem, cuts, label, factors, tails, problem.error(factors))
+                if best is None or float(attempt.error.sum()) < float(best.error.sum()):
+                    best = attempt
+        assert best is not None
+        steps = best.tails if orthonormalize else {}
+        certificates, matrix_errors = prove(best.problem, best.error, steps, best.order, orthonormalize)
     splits = tuple(
         _report(best, chain, s, kept.index(s) + 1 if s in kept else None, matrix_errors) for s in range(1, len(chain))
     )
@@ -172,40 +175,6 @@ def _product(attempt: _Attempt, chain: Chain, perms: Permutations) -> SparseProd
     return product if problem.chain == chain else product.expanded(chain)
 
 
-def _prove(attempt: _Attempt, orthonormalize: bool) -> tuple[tuple[Certificate, ...], list[float | None]]:
-    """The certificate of the whole batch, then one per matrix; and the relative tails of the matrix, split by split."""
-    problem, error = attempt.problem, attempt.error
-    floor = rounding_level(problem.values.dtype, len(problem.chain))
-    exact = error <= floor**2 * problem.norm
-    tails: list[torch.Tensor | None] = [None] * (len(problem.chain) - 1)
-    lower = torch.zeros_like(error)
-    if not bool(exact.all()):
-        # nothing achieved can be below the optimum: where rounding says otherwise, rounding is wrong
-        lower, tails = problem.bounds(error, attempt.tails if orthonormalize else {})
-        lower = torch.minimum(lower, error).where(~exact, 0.0)
-    factor, theorem = optimality_factor(attempt.order, orthonormalize)
-    whole = slice(0, problem.count)
-    rows = [whole, *(slice(i, i + 1) for i in range(problem.count))]
-
-    def certify(rows: slice) -> Certificate:
-        norm = float(problem.norm[rows].sum())
-        is_exact = bool(exact[rows].all())
-        achieved = _relative(error[rows], norm)
-        bound = factor * achieved
-        if not is_exact and isfinite(factor):
-            # a tail that nobody looked at is at most what was achieved; the others may be under-estimated a little
-            inside = error[rows].sum() - problem.outside[rows].sum()
-            parts = [inside if t is None else t[rows].sum() * (1 + TOLERANCE) for t in tails]
-            shares = torch.stack([torch.zeros_like(inside), *parts])
-            total = shares.sum() if peels_ends(attempt.order) else shares.clamp_min(0).sqrt().sum() ** 2
-            bound = _relative(problem.outside[rows].sum() + total, norm)
-        return Certificate(achieved, _relative(lower[rows], norm), bound, factor, theorem, is_exact)
-
-    total = float(problem.norm.sum())
-    matrix_errors = [None if t is None else _relative(problem.outside + t, total) for t in tails]
-    return tuple(certify(r) for r in rows), matrix_errors
-
-
 def _report(
     attempt: _Attempt, chain: Chain, s: int, place: int | None, matrix_errors: list[float | None]
 ) -> SplitReport:
@@ -213,13 +182,8 @@ def _report(
     blocks, rank = split.regions[0] * split.regions[1], split.rank
     if place is None:
         return SplitReport(s, rank, blocks, split.block_shape, True, 0.0, 0.0)
-    error = _relative(attempt.tails[place], float(attempt.problem.norm.sum()))
+    error = relative(attempt.tails[place], float(attempt.problem.norm.sum()))
     return SplitReport(s, rank, blocks, split.block_shape, False, error, matrix_errors[place - 1])
-
-
-def _relative(squared: torch.Tensor, norm: float) -> float:
-    """Square root of the share of the squared norm; a zero matrix has no error."""
-    return sqrt(max(float(squared.sum()), 0.0) / norm) if norm > 0 else 0.0
 
 
 def _notes(given: Any, matrix: torch.Tensor) -> tuple[str, ...]:

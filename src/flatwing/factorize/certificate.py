@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import inf, isfinite, sqrt
 from typing import Any, final
 
 import torch
+from jaxtyping import Float
+
+from .order import optimality_factor, peels_ends
+from .problem import Problem
+from .solvers import TOLERANCE
 
 # An error below this many roundings (times the square root of the number of factors) is no error at all.
 ROUNDINGS = 64
@@ -62,6 +68,53 @@ class Certificate:
 def rounding_level(dtype: torch.dtype, factors: int) -> float:
     """Relative error below which a product of that many factors in this dtype counts as exact."""
     return ROUNDINGS * torch.finfo(dtype).eps * sqrt(factors)
+
+
+def prove(
+    problem: Problem,
+    error: Float[torch.Tensor, " batch"],
+    steps: Mapping[int, Float[torch.Tensor, "_ _"]],
+    order: Sequence[int],
+    orthonormalize: bool,
+) -> tuple[tuple[Certificate, ...], list[float | None]]:
+    """The certificate of the whole batch, then one per matrix; and the relative tails of the matrix, split by split.
+
+    `error` is the squared error that was achieved with the cuts in this order; `steps` as for `Problem.bounds`.
+    """
+    floor = rounding_level(problem.values.dtype, len(problem.chain))
+    exact = error <= floor**2 * problem.norm
+    tails: list[torch.Tensor | None] = [None] * (len(problem.chain) - 1)
+    lower = torch.zeros_like(error)
+    if not bool(exact.all()):
+        # nothing achieved can be below the optimum: where rounding says otherwise, rounding is wrong
+        lower, tails = problem.bounds(error, steps)
+        lower = torch.minimum(lower, error).where(~exact, 0.0)
+    factor, theorem = optimality_factor(order, orthonormalize)
+    whole = slice(0, problem.count)
+    rows = [whole, *(slice(i, i + 1) for i in range(problem.count))]
+
+    def certify(rows: slice) -> Certificate:
+        norm = float(problem.norm[rows].sum())
+        is_exact = bool(exact[rows].all())
+        achieved = relative(error[rows], norm)
+        bound = factor * achieved
+        if not is_exact and isfinite(factor):
+            # a tail that nobody looked at is at most what was achieved; the others may be under-estimated a little
+            inside = error[rows].sum() - problem.outside[rows].sum()
+            parts = [inside if t is None else t[rows].sum() * (1 + TOLERANCE) for t in tails]
+            shares = torch.stack([torch.zeros_like(inside), *parts])
+            total = shares.sum() if peels_ends(order) else shares.clamp_min(0).sqrt().sum() ** 2
+            bound = relative(problem.outside[rows].sum() + total, norm)
+        return Certificate(achieved, relative(lower[rows], norm), bound, factor, theorem, is_exact)
+
+    total = float(problem.norm.sum())
+    matrix_errors = [None if t is None else relative(problem.outside + t, total) for t in tails]
+    return tuple(certify(r) for r in rows), matrix_errors
+
+
+def relative(squared: torch.Tensor, norm: float) -> float:
+    """Square root of the share of the squared norm; a zero matrix has no error."""
+    return sqrt(max(float(squared.sum()), 0.0) / norm) if norm > 0 else 0.0
 
 
 def _ceil(ratio: float) -> str:

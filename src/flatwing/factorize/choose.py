@@ -59,8 +59,8 @@ def choose(
         progress: called as progress(what, done, total).
 
     The error of an end-peeling factorization is at most the root of the summed squared tails of its cuts, so the search
-    is a shortest path over cuts and ranks (see `cheapest_path`). Raises `ValueError` unless exactly one of tolerance and
-    budget is given and sensible, or if no chain fits the budget. Cost: one batch of singular values per cut,
+    is a shortest path over cuts and ranks (see `cheapest_path`). Raises `ValueError` unless exactly one of tolerance
+    and budget is given and sensible, or if no chain fits the budget. Cost: one batch of singular values per cut,
     O(m n min(b, c)) each.
 
     >>> import torch

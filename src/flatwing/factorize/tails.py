@@ -9,7 +9,7 @@ from typing import final
 import torch
 from jaxtyping import Float, Num
 
-from ..core import divisors
+from ..core import divisors, threads_for
 from ..structure import Pattern
 from ..structure.split import Split
 from .butterfly import chunks
@@ -64,13 +64,14 @@ def measure(matrix: Num[torch.Tensor, "m n"], rows: int, columns: int, precise: 
     small = min(split.block_shape)
     double = torch.promote_types(matrix.dtype, torch.float64)
     energies = torch.zeros(small, dtype=torch.float64, device=matrix.device)
-    for index in chunks(blocks):
-        piece = blocks[index].reshape(-1, *split.block_shape).to(double)
-        if precise:
-            energies += torch.linalg.svdvals(piece).square().sum(0)
-        else:
-            piece = piece if split.block_shape[0] <= split.block_shape[1] else piece.mH
-            energies += torch.linalg.eigvalsh(piece @ piece.mH).flip(-1).clamp_min(0).sum(0)
+    with threads_for(small):
+        for index in chunks(blocks):
+            piece = blocks[index].reshape(-1, *split.block_shape).to(double)
+            if precise:
+                energies += torch.linalg.svdvals(piece).square().sum(0)
+            else:
+                piece = piece if split.block_shape[0] <= split.block_shape[1] else piece.mH
+                energies += torch.linalg.eigvalsh(piece @ piece.mH).flip(-1).clamp_min(0).sum(0)
     # sums from the smallest up: small tails keep their digits
     tails = energies.flip(0).cumsum(0).flip(0)
     return Cut(rows, columns, torch.cat([tails[1:], tails.new_zeros(1)]))
