@@ -13,7 +13,7 @@ from ..core import as_matrix, threads_for
 from ..structure import Chain, SparseProduct
 from ..structure.nearest import nearest_chainable
 from ..structure.split import Split
-from .butterfly import hierarchical
+from .butterfly import fix_signs, hierarchical
 from .certificate import Certificate, prove, relative
 from .order import split_order
 from .permutation import Permutations, candidate_permutations, permuted
@@ -169,7 +169,8 @@ class _Attempt:
 
 def _product(attempt: _Attempt, chain: Chain, perms: Permutations) -> SparseProduct:
     problem = attempt.problem
-    factors = [*attempt.factors[:-1], scaled(attempt.factors[-1], problem.exponent)]
+    factors = fix_signs(attempt.factors, problem.patterns)
+    factors[-1] = scaled(factors[-1], problem.exponent)
     shaped = [w.reshape(*problem.batch, p.blocks, p.b, p.c) for p, w in zip(problem.chain, factors, strict=True)]
     product = SparseProduct(problem.chain, shaped, *perms)
     return product if problem.chain == chain else product.expanded(chain)

@@ -92,6 +92,22 @@ def orthonormal_columns(
     return torch.where(norm > 0, u / norm, unit), norm.to(v.dtype) * v
 
 
+def fix_signs(factors: Sequence[torch.Tensor], patterns: tuple[Pattern, ...]) -> list[torch.Tensor]:
+    """The same product with the first row of every left block real and non-negative.
+
+    Signs (phases) between two factors are arbitrary; this choice makes results repeatable from one linear algebra
+    library to the next, and gives the Hadamard matrix the factors of the textbook.
+    """
+    fixed = list(factors)
+    for i in range(len(fixed) - 1):
+        split = split_at(patterns, i, i + 1, i + 2)
+        u, v = split.left_blocks(fixed[i]), split.right_blocks(fixed[i + 1])
+        phase = torch.sgn(u[..., :1, :])
+        phase = torch.where(phase == 0, torch.ones_like(phase), phase)
+        fixed[i], fixed[i + 1] = split.left_values(u * phase.conj()), split.right_values(v * phase.mT)
+    return fixed
+
+
 def cut(
     split: Split, values: Num[torch.Tensor, "blocks b c"], weight: str = "right"
 ) -> tuple[torch.Tensor, torch.Tensor, Float[torch.Tensor, "columns rows"]]:
