@@ -7,6 +7,7 @@ import torch
 
 from cases import by_formula, explicit_tails, explicit_tree_bound, random_chain, random_matrix
 from flatwing import Chain
+from flatwing.factorize import bounds
 from flatwing.factorize.bounds import gram_tails, gram_tails_by_eigenvalues, matrix_tails, tails_by_residual, tree_bound
 from flatwing.structure.factor import extract
 from flatwing.structure.split import Split
@@ -47,8 +48,8 @@ def test_tails_of_large_splits_come_in_many_strips(monkeypatch: pytest.MonkeyPat
     chain = Chain.from_radices((4, 3, 2), (2, 3, 4), (2, 2), a1=2, dL=2)
     values = extract(random_matrix(chain, "gaussian"), chain.pattern)
     whole = matrix_tails(values, splits_of(chain), careful=False)
-    monkeypatch.setattr("flatwing.factorize.bounds.STRIP_BYTES", 64)
-    monkeypatch.setattr("flatwing.factorize.butterfly.CHUNK_BYTES", 64)
+    pieces_of = bounds.chunks
+    monkeypatch.setattr(bounds, "chunks", lambda blocks, *_, **options: pieces_of(blocks, 64, **options))
     for careful in (False, True):
         pieces = matrix_tails(values, splits_of(chain), careful=careful)
         for x, y in zip(whole, pieces, strict=True):
@@ -128,4 +129,4 @@ def test_gram_tails_where_power_iteration_cannot_decide() -> None:
     for spectrum in (torch.ones(12), torch.linspace(1, 0.9, 12), torch.eye(12)[0] + torch.eye(12)[1]):
         gram = (q * spectrum.double()) @ q.mH
         expected = float(spectrum.double().sum() - spectrum.max())
-        torch.testing.assert_close(gram_tails(gram, 1), torch.full((30,), expected).double(), rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(gram_tails(gram, 1), torch.full((30,), expected, dtype=torch.float64), rtol=1e-10, atol=1e-12)

@@ -30,7 +30,7 @@ def test_ratio(proof: Certificate, ratio: float) -> None:
 @pytest.mark.parametrize(
     ("proof", "text"),
     [
-        (certificate(3e-16, 0, exact=True), "this product is exact to rounding: relative error 3.0e-16"),
+        (certificate(3e-16, 0.0, exact=True), "this product is exact to rounding: relative error 3.0e-16"),
         (
             certificate(0.25, 0.25),
             "this product is the best any product of this shape can do: relative error 0.25, "

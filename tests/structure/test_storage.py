@@ -116,7 +116,10 @@ def test_the_file_below_is_good_without_changes(tmp_path: Path) -> None:
         ({"chain": ""}, r"holds no product: this is not the JSON of a chain"),
         ({"chain": "[" * 50_000}, r"holds no product: this is not the JSON of a chain"),
         ({"chain": CHAIN.T.to_json()}, r"holds no product: factor 0 of pattern .* has shape"),
-        ({"chain": Chain.butterfly(8).to_json()}, r"holds no product: it has no tensor 'factor\.2', which its chain .* needs"),
+        (
+            {"chain": Chain.butterfly(8).to_json()},
+            r"holds no product: it has no tensor 'factor\.2', which its chain .* needs",
+        ),
         ({"chain": HUGE}, r"holds no product: factor 0 of pattern .* has shape"),
         ({"complex": "yes"}, r"holds no product: .*size 2"),
     ],
@@ -142,7 +145,10 @@ def test_foreign_file_without_metadata(tmp_path: Path) -> None:
         ({name: w.long() for name, w in FACTORS.items()}, r"holds no product: factors have dtype torch\.int64"),
         ({"perm_in": torch.zeros(8, dtype=torch.int64)}, r"holds no product: perm_in must hold each of 0\.\.7"),
         ({"perm_out": torch.arange(5)}, r"holds no product: perm_out must be a permutation of 0\.\.5"),
-        ({"factor.1": None}, r"holds no product: it has no tensor 'factor\.1', which its chain .* needs\. Write it again"),
+        (
+            {"factor.1": None},
+            r"holds no product: it has no tensor 'factor\.1', which its chain .* needs\. Write it again",
+        ),
     ],
     ids=lambda value: str(value)[:30],
 )

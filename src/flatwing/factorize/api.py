@@ -106,8 +106,9 @@ def factorize(
     notes = _notes(A, matrix)
     if tuple(matrix.shape[-2:]) != chain.shape:
         m, n = matrix.shape[-2:]
+        batch = f" (A of shape {tuple(matrix.shape)} is read as a batch of matrices)" if matrix.ndim > 2 else ""
         raise ValueError(
-            f"A is {m} x {n} and the chain {chain} is {chain.shape[0]} x {chain.shape[1]}. Rule: equal sizes. "
+            f"A is {m} x {n}{batch} and the chain {chain} is {chain.shape[0]} x {chain.shape[1]}. Rule: equal sizes. "
             f"The nearest chain for A is {nearest_chainable(chain, m, n)}."
         )
     if not chain.chainable and chain.T.chainable:
@@ -129,10 +130,9 @@ def factorize(
     # Redundant splits restrict nothing: the reduced chain is factorized, its products are expanded at the end.
     orders = dict.fromkeys(tuple(s for s in split_order(name, len(chain)) if s in kept) for name in names)
     candidates = candidate_permutations(perm, chain, matrix.device)
-    best: _Attempt | None = None
-    with threads_for(
-        max((min(reduced[:s].pattern.b, reduced[s:].pattern.c) for s in range(1, len(reduced))), default=1)
-    ):
+    attempts: list[_Attempt] = []
+    sides = [min(reduced[:s].pattern.b, reduced[s:].pattern.c) for s in range(1, len(reduced))]
+    with threads_for(max(sides, default=1)):
         for label, perms in candidates.items():
             problem = Problem.of(permuted(matrix, perms), reduced)
             for cuts in orders:
@@ -141,12 +141,11 @@ def factorize(
                 factors, tails = hierarchical(problem.values, problem.patterns, places, orthonormalize, say)
                 if refine:
                     factors = refine_factors(problem, factors, refine, refine_sites, say)
-                attempt = _Attempt(problem, cuts, label, factors, tails, problem.error(factors))
-                if best is None or float(attempt.error.sum()) < float(best.error.sum()):
-                    best = attempt
-        assert best is not None
+                attempts.append(_Attempt(problem, cuts, label, factors, tails, problem.error(factors)))
+        best = min(attempts, key=lambda attempt: float(attempt.error.sum()))
+        stories = [attempt.tails for attempt in attempts if attempt.label == best.label] if orthonormalize else []
         steps = best.tails if orthonormalize else {}
-        certificates, matrix_errors = prove(best.problem, best.error, steps, best.order, orthonormalize)
+        certificates, matrix_errors = prove(best.problem, best.error, steps, stories, best.order, orthonormalize)
     splits = tuple(
         _report(best, chain, s, kept.index(s) + 1 if s in kept else None, matrix_errors) for s in range(1, len(chain))
     )
@@ -164,6 +163,7 @@ class _Attempt:
     label: str
     factors: list[torch.Tensor]
     tails: dict[int, torch.Tensor]
+    """Squared errors of the cuts, in the order in which they were made."""
     error: torch.Tensor
 
 

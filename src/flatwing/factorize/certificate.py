@@ -74,12 +74,14 @@ def prove(
     problem: Problem,
     error: Float[torch.Tensor, " batch"],
     steps: Mapping[int, Float[torch.Tensor, "_ _"]],
+    stories: Sequence[Mapping[int, Float[torch.Tensor, "_ _"]]],
     order: Sequence[int],
     orthonormalize: bool,
 ) -> tuple[tuple[Certificate, ...], list[float | None]]:
     """The certificate of the whole batch, then one per matrix; and the relative tails of the matrix, split by split.
 
-    `error` is the squared error that was achieved with the cuts in this order; `steps` as for `Problem.bounds`.
+    `error` is the squared error that was achieved with the cuts in this order; `steps` as for `Problem.bounds`;
+    `stories` are the squared errors of orthonormalized cuts of the same matrix in the order in which they were made.
     """
     floor = rounding_level(problem.values.dtype, len(problem.chain))
     exact = error <= floor**2 * problem.norm
@@ -90,6 +92,7 @@ def prove(
         lower, tails = problem.bounds(error, steps)
         lower = torch.minimum(lower, error).where(~exact, 0.0)
     factor, theorem = optimality_factor(order, orthonormalize)
+    ceilings = _ceilings(problem, stories)
     whole = slice(0, problem.count)
     rows = [whole, *(slice(i, i + 1) for i in range(problem.count))]
 
@@ -101,7 +104,10 @@ def prove(
         if not is_exact and isfinite(factor):
             # a tail that nobody looked at is at most what was achieved; the others may be under-estimated a little
             inside = error[rows].sum() - problem.outside[rows].sum()
-            parts = [inside if t is None else t[rows].sum() * (1 + TOLERANCE) for t in tails]
+            parts = [
+                torch.minimum(inside, ceilings[i][rows].sum()) if t is None else t[rows].sum() * (1 + TOLERANCE)
+                for i, t in enumerate(tails, start=1)
+            ]
             shares = torch.stack([torch.zeros_like(inside), *parts])
             total = shares.sum() if peels_ends(order) else shares.clamp_min(0).sqrt().sum() ** 2
             bound = relative(problem.outside[rows].sum() + total, norm)
@@ -110,6 +116,24 @@ def prove(
     total = float(problem.norm.sum())
     matrix_errors = [None if t is None else relative(problem.outside + t, total) for t in tails]
     return tuple(certify(r) for r in rows), matrix_errors
+
+
+def _ceilings(
+    problem: Problem, stories: Sequence[Mapping[int, Float[torch.Tensor, "_ _"]]]
+) -> list[Float[torch.Tensor, " batch"]]:
+    """Upper bounds on the squared tails of the matrix, one per place 0, 1, ...; infinite where nothing is known.
+
+    While only ends are peeled off, the errors of the cuts add up, and after the cut at s the product so far is one of
+    those that the tail at s compares the matrix with.
+    """
+    bounds = [torch.full_like(problem.norm, torch.inf) for _ in problem.chain]
+    for story in stories:
+        if peels_ends(tuple(story)):
+            total = torch.zeros_like(problem.norm)
+            for s, errors in story.items():
+                total = total + problem.per_matrix(errors)
+                bounds[s] = torch.minimum(bounds[s], total)
+    return bounds
 
 
 def relative(squared: torch.Tensor, norm: float) -> float:

@@ -19,6 +19,7 @@ from .tails import Cut, measure, places
 
 WORK = 2e11  # multiplications spent on singular values; about half a minute on one core
 GRAM_TOLERANCE = 1e-6
+BISECTION_BUCKETS = 48
 ROUNDING = 1e-7  # a relative error that counts as none where Gram matrices measured it
 
 
@@ -127,21 +128,19 @@ def _cuts(
 
 def _search(cuts: list[Cut], m: int, n: int, tolerance: float | None, limit: int) -> Path | None:
     """Cheapest path for the tolerance; for a budget, bisection on the logarithm of the tolerance."""
-    if tolerance is not None:
-        return cheapest_path(cuts, m, n, max(tolerance, ROUNDING) ** 2)
-    if limit >= m * n:
-        # dense is within the budget and has no error; a chain that has none either is smaller
-        return cheapest_path(cuts, m, n, ROUNDING**2)
-    low, high = log10(ROUNDING), 0.0  # too much precision for the budget; surely little enough
-    best = cheapest_path(cuts, m, n, 1.0)
+    if tolerance is not None or limit >= m * n:
+        # dense is within a budget of m n and has no error; a chain that has none either is smaller
+        return cheapest_path(cuts, m, n, max(tolerance or 0.0, ROUNDING) ** 2, m * n)
+    best = cheapest_path(cuts, m, n, 1.0, limit, BISECTION_BUCKETS)
     if best.parameters > limit:
         return None
-    for _ in range(16):
+    low, high = log10(ROUNDING), log10(max(sqrt(best.squared_error), ROUNDING))
+    while high - low > 0.01:
         middle = (low + high) / 2
-        path = cheapest_path(cuts, m, n, 10.0 ** (2 * middle))
+        path = cheapest_path(cuts, m, n, 10.0 ** (2 * middle), limit, BISECTION_BUCKETS)
         if path.parameters <= limit:
             best = min(best, path, key=lambda p: (p.squared_error, p.parameters))
-            high = min(middle, log10(max(path.squared_error, ROUNDING**2)) / 2)
+            high = min(middle, log10(max(sqrt(path.squared_error), ROUNDING)))
         else:
             low = middle
     return best

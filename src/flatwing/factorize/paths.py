@@ -11,8 +11,6 @@ import numpy as np
 from ..structure import Chain
 from .tails import Cut
 
-BUCKETS = 128
-
 
 @final
 @dataclass(frozen=True)
@@ -32,15 +30,17 @@ class Path:
         return Chain.from_radices(q, p, self.ranks).reduced()
 
 
-def cheapest_path(cuts: list[Cut], m: int, n: int, allowed: float) -> Path:
+def cheapest_path(cuts: list[Cut], m: int, n: int, allowed: float, limit: int, buckets: int = 128) -> Path:
     """The path with the fewest parameters among those whose squared errors sum to at most `allowed`.
 
+    Paths with more than `limit` parameters need not be looked at; without any, the answer is the dense matrix.
+
     A factor between the cuts (q, p, r) and (q', p', r') has p' (m / q) r r' parameters. Dynamic programming over cuts
-    in the order of their position, with the squared error counted in `BUCKETS` steps, rounded up: the path is always
+    in the order of their position, with the squared error counted in `buckets` steps, rounded up: the path is always
     within `allowed`, and it is the optimum up to that rounding, of which `thin` takes back a part.
-    Cost: (cuts * ranks)^2 * BUCKETS, vectorized over all but the cuts.
+    Cost: (cuts * ranks)^2 * buckets, vectorized over all but the cuts.
     """
-    usable = [_useful_ranks(cut, allowed) for cut in cuts]
+    usable = [_useful_ranks(cut, m, allowed, limit, buckets) for cut in cuts]
     order = sorted(
         (i for i in range(len(cuts)) if len(usable[i][0])), key=lambda i: (cuts[i].rows * cuts[i].columns, cuts[i].rows)
     )
@@ -48,7 +48,7 @@ def cheapest_path(cuts: list[Cut], m: int, n: int, allowed: float) -> Path:
     came: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # the cut before (-1: none) and the index of its rank
     for i in order:
         here, (ranks, steps) = cuts[i], usable[i]
-        best = np.repeat(here.columns * m * ranks.astype(float)[:, None], BUCKETS + 1, axis=1)
+        best = np.repeat(here.columns * m * ranks.astype(float)[:, None], buckets + 1, axis=1)
         before, index = np.full(best.shape, -1), np.zeros(best.shape, dtype=int)
         for j in value:
             there = cuts[j]
@@ -61,14 +61,14 @@ def cheapest_path(cuts: list[Cut], m: int, n: int, allowed: float) -> Path:
                 best, before = np.where(better, total, best), np.where(better, j, before)
                 index = np.where(better, choice, index)
         # this cut's own error moves everything up by its number of buckets
-        shift = np.arange(BUCKETS + 1)[None, :] - steps[:, None]
+        shift = np.arange(buckets + 1)[None, :] - steps[:, None]
         value[i] = np.where(shift >= 0, np.take_along_axis(best, shift.clip(0), 1), np.inf)
         came[i] = before, index
-    ends = {i: value[i][:, BUCKETS] + n * (m // cuts[i].rows) * usable[i][0] for i in value}
+    ends = {i: value[i][:, buckets] + n * (m // cuts[i].rows) * usable[i][0] for i in value}
     last = min(ends, key=lambda i: ends[i].min(), default=-1)
     if last < 0 or ends[last].min() >= m * n:
         return Path((), (), m * n, 0.0)
-    i, r, bucket, path = last, int(ends[last].argmin()), BUCKETS, []
+    i, r, bucket, path = last, int(ends[last].argmin()), buckets, []
     while i >= 0:
         path.append((cuts[i], int(usable[i][0][r]) - 1))
         bucket -= int(usable[i][1][r])
@@ -76,13 +76,18 @@ def cheapest_path(cuts: list[Cut], m: int, n: int, allowed: float) -> Path:
     return thin(_path(path[::-1], m, n), cuts, m, n, allowed)
 
 
-def _useful_ranks(cut: Cut, allowed: float) -> tuple[np.ndarray, np.ndarray]:
-    """Ranks of a cut that meet the error, up to the first that costs none of it, and their errors in buckets."""
-    steps = np.ceil(cut.tails.cpu().numpy() / max(allowed, np.finfo(float).tiny) * BUCKETS)
-    ranks = np.flatnonzero(steps <= BUCKETS)
+def _useful_ranks(cut: Cut, m: int, allowed: float, limit: int, buckets: int) -> tuple[np.ndarray, np.ndarray]:
+    """Ranks of a cut that meet error and limit, up to the first that costs no error, and their errors in buckets.
+
+    The factors on either side of the cut have at least one parameter for each of the columns * m / rows * rank numbers
+    that pass between them.
+    """
+    steps = np.ceil(cut.tails.cpu().numpy() / max(allowed, np.finfo(float).tiny) * buckets)
+    ranks = np.flatnonzero(steps <= buckets)
     free = np.flatnonzero(steps <= 0)
     if len(free):
         ranks = ranks[ranks <= free[0]]
+    ranks = ranks[2 * cut.columns * (m // cut.rows) * (ranks + 1) <= limit]
     return ranks + 1, steps[ranks].astype(int)
 
 
