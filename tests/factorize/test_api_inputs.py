@@ -68,7 +68,9 @@ def test_every_layout_is_the_same_matrix(kind: str) -> None:
     copy = given.detach().clone() if isinstance(given, torch.Tensor) else np.array(given)
     result = factorize(given, CHAIN, refine=1)
     assert result.certificate.error == pytest.approx(factorize(expected, CHAIN, refine=1).certificate.error, rel=1e-12)
-    assert relative_error(torch.as_tensor(expected), result.product) == pytest.approx(result.certificate.error, rel=1e-12)
+    assert relative_error(torch.as_tensor(expected), result.product) == pytest.approx(
+        result.certificate.error, rel=1e-12
+    )
     assert not any(w.requires_grad for w in result.product.factors)
     same = torch.equal(given, copy) if isinstance(given, torch.Tensor) else np.array_equal(given, copy)
     assert same, "the input is not modified"

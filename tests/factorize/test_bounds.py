@@ -129,4 +129,6 @@ def test_gram_tails_where_power_iteration_cannot_decide() -> None:
     for spectrum in (torch.ones(12), torch.linspace(1, 0.9, 12), torch.eye(12)[0] + torch.eye(12)[1]):
         gram = (q * spectrum.double()) @ q.mH
         expected = float(spectrum.double().sum() - spectrum.max())
-        torch.testing.assert_close(gram_tails(gram, 1), torch.full((30,), expected, dtype=torch.float64), rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(
+            gram_tails(gram, 1), torch.full((30,), expected, dtype=torch.float64), rtol=1e-10, atol=1e-12
+        )

@@ -58,7 +58,9 @@ def test_noise_is_dense() -> None:
 MATRICES = {
     "kernel": lambda: kernel(48),
     "hilbert": lambda: by_formula("hilbert", 36, 60),
-    "complex product": lambda: noisy(transforms.random_product(Chain.butterfly(36), dtype=torch.complex128).dense(), 0.05),
+    "complex product": lambda: noisy(
+        transforms.random_product(Chain.butterfly(36), dtype=torch.complex128).dense(), 0.05
+    ),
     "block diagonal": lambda: torch.block_diag(*torch.randn(4, 8, 6, dtype=torch.float64)),
     "low rank": lambda: torch.randn(30, 2, dtype=torch.float64) @ torch.randn(2, 42, dtype=torch.float64),
     "rows": lambda: torch.randn(1, 12, dtype=torch.float64),
@@ -73,7 +75,7 @@ MATRICES = {
 
 
 @pytest.mark.parametrize("name", MATRICES)
-@pytest.mark.parametrize("tolerance", [0, 1e-9, 1e-3, 0.1, 0.5])
+@pytest.mark.parametrize("tolerance", [0.0, 1e-9, 1e-3, 0.1, 0.5])
 def test_a_tolerance_is_kept(name: str, tolerance: float) -> None:
     A = MATRICES[name]()
     choice = choose(A, tolerance=tolerance)
@@ -117,7 +119,7 @@ def test_a_larger_budget_has_no_larger_error() -> None:
 
 def test_a_budget_of_everything_is_not_spent_in_vain() -> None:
     A = transforms.hadamard(64).dense()
-    assert choose(A, budget=1.0).chain.nnz == choose(A, tolerance=0).chain.nnz < 64 * 64
+    assert choose(A, budget=1.0).chain.nnz == choose(A, tolerance=0.0).chain.nnz < 64 * 64
 
 
 def test_no_other_chain_is_much_better() -> None:

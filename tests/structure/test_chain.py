@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flatwing import Chain, Pattern
+from flatwing.structure import transforms
 from flatwing.structure.pattern import violated
 from strategies import as_user, chainable_chains, dense_product, draw_product, valid_chains
 
@@ -229,3 +230,17 @@ def test_json_of_something_else(text: str, cause: str) -> None:
         pytest.raises(ValueError, match=rf"this is not the JSON of a chain \(.*({cause}).* Rule: an object"),
     ):
         Chain.from_json(text)
+
+
+def test_dual_chains_are_reduced_too() -> None:
+    """A transposed chain is not chainable, but its redundancy is that of its transpose."""
+    chain = Chain.butterfly(16, rank=2)
+    assert chain.T.reduced() == chain.reduced().T
+    product = transforms.random_product(chain).T
+    torch.testing.assert_close(product.reduced().dense(), product.dense())
+    assert product.reduced().expanded(chain.T).chain == chain.T
+
+
+def test_sizes_beyond_any_matrix_are_refused() -> None:
+    with pytest.raises(ValueError, match="larger than any matrix"):
+        Chain.butterfly(10**20)

@@ -171,6 +171,8 @@ def _product(attempt: _Attempt, chain: Chain, perms: Permutations) -> SparseProd
     problem = attempt.problem
     factors = fix_signs(attempt.factors, problem.patterns)
     factors[-1] = scaled(factors[-1], problem.exponent)
+    if len(factors) == 1:  # values of the matrix itself: the product must not share its memory
+        factors[0] = factors[0].clone()
     shaped = [w.reshape(*problem.batch, p.blocks, p.b, p.c) for p, w in zip(problem.chain, factors, strict=True)]
     product = SparseProduct(problem.chain, shaped, *perms)
     return product if problem.chain == chain else product.expanded(chain)

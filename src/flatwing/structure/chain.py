@@ -135,11 +135,13 @@ class Chain(ChainFamilies):
         return tuple(found)
 
     def reduced(self) -> Chain:
-        """The chain without redundant splits: the same set of products, with the fewest factors.
+        """The chain without redundant splits: the same set of products, with the fewest factors; dual chains too.
 
         >>> print(Chain.butterfly(16, rank=2).reduced())
         (1,4,8,4)(4,8,4,1)
         """
+        if not self.chainable and self.T.chainable:
+            return self.T.reduced().T
         return self.merged(self.redundant_splits) if self.redundant_splits else self
 
     def merged(self, splits: Iterable[int]) -> Chain:

@@ -14,6 +14,8 @@ from .pattern import Pattern
 if TYPE_CHECKING:
     from .chain import Chain
 
+LARGEST = 1 << 40  # beyond, finding prime factors by trial division takes longer than a user waits
+
 
 class ChainFamilies:
     """Constructors of `Chain`; they live here so that the algebra and the zoo are two files."""
@@ -215,6 +217,8 @@ def _divides(name: str, value: int, *sizes: int) -> None:
 
 def _primes(n: int) -> tuple[int, ...]:
     """Prime factors of n in ascending order; (1,) for n = 1."""
+    if n > LARGEST:
+        raise ValueError(f"n={n} is larger than any matrix. Rule: n <= {LARGEST}.")
     factors, divisor, rest = [], 2, n
     while divisor * divisor <= rest:
         while rest % divisor == 0:

@@ -170,6 +170,8 @@ class SparseProduct:
 
     def reduced(self) -> SparseProduct:
         """The same operator with redundant neighbours fused: fewer factors, never more parameters to no use."""
+        if not self.chain.chainable and self.chain.T.chainable:
+            return self.T.reduced().T
         product = self
         for s in sorted(self.chain.redundant_splits, reverse=True):
             product = product.merge(s - 1, s)
@@ -185,6 +187,8 @@ class SparseProduct:
         >>> P.expanded(long).chain == long, bool((P.expanded(long).dense() == P.dense()).all())
         (True, True)
         """
+        if not chain.chainable and chain.T.chainable:
+            return self.T.expanded(chain.T).T
         if chain.reduced() != self.chain:
             raise ValueError(
                 f"{chain} reduces to {chain.reduced()}, not to {self.chain}. Rule: the same reduced chain."

@@ -116,7 +116,8 @@ def circulant(column: Num[torch.Tensor, " n"]) -> SparseProduct:
     if column.ndim != 1:
         raise ValueError(f"circulant needs the first column, a vector; got shape {tuple(column.shape)}.")
     n = len(column)
-    dtype = torch.promote_types(column.dtype, torch.complex64)
+    whole = not (column.is_floating_point() or column.is_complex())
+    dtype = torch.complex128 if whole else torch.promote_types(column.dtype, torch.complex64)
     fourier = dft(n, dtype=dtype)
     assert fourier.perm_in is not None
     spectrum = torch.fft.fft(column.to(dtype))[fourier.perm_in] / n
