@@ -74,7 +74,7 @@ def test_bad_matrices(kind: str) -> None:
     [
         ((8, 9), CHAIN, r"A is 8 x 9 and the chain .* is 8 x 8\. Rule: equal sizes\. The nearest chain for A is \(1,"),
         ((12, 12), CHAIN, r"A is 12 x 12 .* The nearest chain for A is \("),
-        ((2, 16, 8), CHAIN, "16 x 8 and the chain .* is 8 x 8"),
+        ((2, 16, 8), CHAIN, r"A is 16 x 8 \(.*batch of matrices\) and the chain .* is 8 x 8"),
         ((7, 5), Chain.dense(5, 7), r"A is 7 x 5 .* The nearest chain for A is \(1,7,5,1\)"),
         ((24, 24), Chain.from_radices((2, 2), (2, 2), (1,), 2, 2).T, "A is 24 x 24"),
     ],

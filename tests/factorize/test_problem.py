@@ -96,6 +96,12 @@ def test_early_stop_is_valid(kind: str, monkeypatch: pytest.MonkeyPatch) -> None
         assert proof.exact or proof.lower_bound <= whole * (1 + 1e-7)
         assert proof.guarantee >= proof.error * (1 - 1e-9)
         assert proof.lower_bound <= proof.error
+        if result.order in (tuple(range(1, len(chain))), tuple(range(1, len(chain)))[::-1]):
+            outside = float((A * (1 - support(chain))).norm() ** 2)
+            apriori = ((outside + sum(t.sum() for t in explicit_tails(A, chain))) ** 0.5 / A.norm()).item()
+            assert proof.exact or proof.guarantee >= apriori * (1 - 1e-8), (
+                "tails that were not looked at are not forgotten"
+            )
         if any(split.matrix_error is None for split in result.splits):
             assert proof.lower_bound >= proof.error / 1.05
             stopped += 1
