@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+
 from flatwing import Chain, SparseProduct
 from flatwing.structure import transforms
 
@@ -110,7 +111,7 @@ def explicit_tree_bound(chain: Chain, tails: Sequence[np.ndarray]) -> float:
         return max(by_rows, by_columns)
 
     last = len(chain) - 1
-    return sum(bound(1, last, i, l) for i in range(chain[1].a) for l in range(chain[last - 1].d))
+    return sum(bound(1, last, i, k) for i in range(chain[1].a) for k in range(chain[last - 1].d))
 
 
 def support(chain: Chain) -> torch.Tensor:

@@ -142,7 +142,7 @@ def factorize(
                 if refine:
                     factors = refine_factors(problem, factors, refine, refine_sites, say)
                 attempts.append(_Attempt(problem, cuts, label, factors, tails, problem.error(factors)))
-        best = min(attempts, key=lambda attempt: float(attempt.error.sum()))
+        best = min(attempts, key=lambda attempt: attempt.problem.total(attempt.error))
         stories = [attempt.tails for attempt in attempts if attempt.label == best.label] if orthonormalize else []
         steps = best.tails if orthonormalize else {}
         certificates, matrix_errors = prove(best.problem, best.error, steps, stories, best.order, orthonormalize)
@@ -170,7 +170,8 @@ class _Attempt:
 def _product(attempt: _Attempt, chain: Chain, perms: Permutations) -> SparseProduct:
     problem = attempt.problem
     factors = fix_signs(attempt.factors, problem.patterns)
-    factors[-1] = scaled(factors[-1], problem.exponent)
+    last = problem.chain[-1]
+    factors[-1] = scaled(factors[-1].reshape(problem.count, last.blocks, last.b, last.c), problem.exponents)
     if len(factors) == 1:  # values of the matrix itself: the product must not share its memory
         factors[0] = factors[0].clone()
     shaped = [w.reshape(*problem.batch, p.blocks, p.b, p.c) for p, w in zip(problem.chain, factors, strict=True)]
@@ -185,7 +186,8 @@ def _report(
     blocks, rank = split.regions[0] * split.regions[1], split.rank
     if place is None:
         return SplitReport(s, rank, blocks, split.block_shape, True, 0.0, 0.0)
-    error = relative(attempt.tails[place], float(attempt.problem.norm.sum()))
+    problem = attempt.problem
+    error = relative(problem.total(problem.per_matrix(attempt.tails[place])), problem.total(problem.norm))
     return SplitReport(s, rank, blocks, split.block_shape, False, error, matrix_errors[place - 1])
 
 

@@ -97,24 +97,25 @@ def prove(
     rows = [whole, *(slice(i, i + 1) for i in range(problem.count))]
 
     def certify(rows: slice) -> Certificate:
-        norm = float(problem.norm[rows].sum())
-        is_exact = bool(exact[rows].all())
-        achieved = relative(error[rows], norm)
-        bound = factor * achieved
+        norm, achieved = problem.total(problem.norm, rows), problem.total(error, rows)
+        outside, is_exact = problem.total(problem.outside, rows), bool(exact[rows].all())
+        bound = factor * relative(achieved, norm)
         if not is_exact and isfinite(factor):
             # a tail that nobody looked at is at most what was achieved; the others may be under-estimated a little
-            inside = error[rows].sum() - problem.outside[rows].sum()
             parts = [
-                torch.minimum(inside, ceilings[i][rows].sum()) if t is None else t[rows].sum() * (1 + TOLERANCE)
+                min(achieved - outside, problem.total(ceilings[i], rows))
+                if t is None
+                else problem.total(t, rows) * (1 + TOLERANCE)
                 for i, t in enumerate(tails, start=1)
             ]
-            shares = torch.stack([torch.zeros_like(inside), *parts])
-            total = shares.sum() if peels_ends(order) else shares.clamp_min(0).sqrt().sum() ** 2
-            bound = relative(problem.outside[rows].sum() + total, norm)
-        return Certificate(achieved, relative(lower[rows], norm), bound, factor, theorem, is_exact)
+            inside = sum(parts) if peels_ends(order) else sum(sqrt(max(part, 0.0)) for part in parts) ** 2
+            bound = relative(outside + inside, norm)
+        return Certificate(
+            relative(achieved, norm), relative(problem.total(lower, rows), norm), bound, factor, theorem, is_exact
+        )
 
-    total = float(problem.norm.sum())
-    matrix_errors = [None if t is None else relative(problem.outside + t, total) for t in tails]
+    norm = problem.total(problem.norm)
+    matrix_errors = [None if t is None else relative(problem.total(problem.outside + t), norm) for t in tails]
     return tuple(certify(r) for r in rows), matrix_errors
 
 
@@ -136,9 +137,9 @@ def _ceilings(
     return bounds
 
 
-def relative(squared: torch.Tensor, norm: float) -> float:
+def relative(squared: float, norm: float) -> float:
     """Square root of the share of the squared norm; a zero matrix has no error."""
-    return sqrt(max(float(squared.sum()), 0.0) / norm) if norm > 0 else 0.0
+    return sqrt(max(squared, 0.0) / norm) if norm > 0 else 0.0
 
 
 def _ceil(ratio: float) -> str:

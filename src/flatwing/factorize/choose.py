@@ -13,7 +13,7 @@ from ..core import as_matrix
 from ..structure import Chain
 from .paths import Path, cheapest_path
 from .permutation import Permutations, candidate_permutations, permuted
-from .problem import exponent_of, scaled
+from .problem import exponents_of, scaled
 from .solvers import energy
 from .tails import Cut, measure, places
 
@@ -76,7 +76,7 @@ def choose(
     m, n = matrix.shape
     limit = _limit(tolerance, budget, m, n)
     dense = Chain.dense(m, n)
-    matrix = scaled(matrix, -exponent_of(matrix))
+    matrix = scaled(matrix[None], -exponents_of(matrix[None]))[0]
     norm = sqrt(float(energy(matrix[None])))
     best: Choice | None = None
     for label, perms in candidate_permutations(perm, _finest(m, n), matrix.device).items():

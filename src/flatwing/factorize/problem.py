@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import final
 
 import torch
-from jaxtyping import Float, Num
+from jaxtyping import Float, Int, Num
 
 from ..structure import Chain, Pattern
 from ..structure.factor import extract, with_batch
@@ -26,7 +26,7 @@ LARGE, CLOSE_ENOUGH = 1 << 14, 1.05
 @final
 @dataclass(frozen=True)
 class Problem:
-    """Values of the matrix on the support of the chain, times 2**-exponent so that the largest entry is near 1.
+    """Values of the matrix on the support of the chain, times 2**-exponent so that its largest entry is near 1.
 
     A batch is a block-diagonal matrix: it multiplies `a` of every pattern, and sums over regions give one number per
     matrix. All energies are squared Frobenius norms in float64.
@@ -35,7 +35,7 @@ class Problem:
     chain: Chain
     batch: torch.Size
     values: Num[torch.Tensor, "blocks b c"]
-    exponent: int
+    exponents: Int[torch.Tensor, " batch"]
     norm: Float[torch.Tensor, " batch"]
     outside: Float[torch.Tensor, " batch"]
 
@@ -44,9 +44,9 @@ class Problem:
         """Restrict a checked matrix to the support of a checked chain. Cost: a few passes over the matrix."""
         batch = matrix.shape[:-2]
         pattern = chain.pattern
-        exponent = exponent_of(matrix)
-        matrix = scaled(matrix, -exponent)
         flat = matrix.reshape(-1, *chain.shape)
+        exponents = exponents_of(flat)
+        flat = scaled(flat, -exponents)
         values = extract(flat, pattern)
         norm = energy(values)
         outside = torch.zeros_like(norm)
@@ -56,7 +56,7 @@ class Problem:
             grid = rest.reshape(-1, a, b, d, a, c, d).diagonal(dim1=1, dim2=4).diagonal(dim1=2, dim2=4)
             grid.zero_()
             outside = energy(rest)
-        return cls(chain, batch, values.reshape(-1, pattern.b, pattern.c), exponent, norm + outside, outside)
+        return cls(chain, batch, values.reshape(-1, pattern.b, pattern.c), exponents, norm + outside, outside)
 
     @cached_property
     def patterns(self) -> tuple[Pattern, ...]:
@@ -75,6 +75,15 @@ class Problem:
     def per_matrix(self, regions: Float[torch.Tensor, "*regions"]) -> Float[torch.Tensor, " batch"]:
         """Sum of region energies, one number per matrix of the batch."""
         return regions.reshape(self.count, -1).sum(1)
+
+    def total(self, energies: Float[torch.Tensor, " batch"], rows: slice = slice(None)) -> float:
+        """Sum over matrices of the batch, in the unit of the largest of them: the exponents put back."""
+        exponents = self.exponents[rows]
+        alive = exponents[self.norm[rows] > 0]
+        if len(alive) == 0:
+            return 0.0
+        shift = (exponents - alive.max()).clamp(max=0).double()
+        return float((energies[rows] * torch.exp2(2 * shift)).sum())
 
     def error(self, factors: Sequence[torch.Tensor]) -> Float[torch.Tensor, " batch"]:
         """Squared error of a product, measured on its factors. Cost: O(m n r), the last product is never stored."""
@@ -117,18 +126,24 @@ class Problem:
         return self.outside + self.per_matrix(tree_bound(splits, full)), [self.per_matrix(t) for t in full]
 
 
-def exponent_of(matrix: torch.Tensor) -> int:
-    """The exponent of the largest entry, or 0 within a comfortable range, where scaling would be a copy for nothing."""
-    low, high = (torch.view_as_real(matrix) if matrix.is_complex() else matrix).aminmax()
+def exponents_of(matrices: Num[torch.Tensor, "batch m n"]) -> Int[torch.Tensor, " batch"]:
+    """Exponents of the largest entries; 0 within a comfortable range, where scaling would be a copy for nothing."""
+    real = torch.view_as_real(matrices) if matrices.is_complex() else matrices
+    low, high = real.flatten(1).aminmax(dim=1)
     largest = torch.maximum(-low, high)
-    exponent = int(torch.frexp(largest).exponent) if largest > 0 else 0
-    return exponent if abs(exponent) > 16 else 0
+    exponents = torch.frexp(largest).exponent.long()
+    return exponents.where((exponents.abs() > 16) & (largest > 0), 0)
 
 
-def scaled(values: torch.Tensor, exponent: int) -> torch.Tensor:
-    """values * 2**exponent, exact, without a power that over- or underflows on the way."""
-    half = exponent // 2
-    return values if exponent == 0 else values * 2.0**half * 2.0 ** (exponent - half)
+def scaled(values: Num[torch.Tensor, "batch ..."], exponents: Int[torch.Tensor, " batch"]) -> torch.Tensor:
+    """values * 2**exponent matrix by matrix, exact, without a power that over- or underflows on the way."""
+    if not bool(exponents.any()):
+        return values
+    half = exponents // 2
+    for part in (half, exponents - half):
+        power = torch.ldexp(torch.ones_like(part, dtype=torch.float64), part).to(values.real.dtype)
+        values = values * power.reshape(-1, *(1,) * (values.ndim - 1))
+    return values
 
 
 def _fuse(factors: Sequence[torch.Tensor], patterns: tuple[Pattern, ...]) -> torch.Tensor:

@@ -36,11 +36,11 @@ def refine_factors(
         now = problem.error(work.factors)
         if progress is not None:
             progress(sweep + 1, sweeps)
-        if not float(now.sum()) < float(error.sum()):
+        before, after = problem.total(error), problem.total(now)
+        if not after < before:
             break
-        gain = float((error - now).sum())
         best, error = list(work.factors), now
-        if gain <= 1e-12 * float(error.sum()):
+        if before - after <= 1e-12 * before:
             break
     return best
 
