@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from numbers import Integral
 from typing import Any, final
 
 import torch
@@ -77,7 +78,7 @@ def factorize(
         order: "l2r", "r2l", "balanced", a permutation of the splits such as (3, 1, 2), or "best", the better of "l2r"
             and "r2l". Splits count from 1; split s cuts between the factors s and s+1.
         orthonormalize: keep the parts beside the one being cut orthonormal; False is only for comparison.
-        refine: number of sweeps of alternating least squares afterwards; the error never grows.
+        refine: number of sweeps of alternating least squares afterwards; the error (of the whole batch) never grows.
         refine_sites: factors updated together, 1 or 2 (see `refine_factors`).
         perm: see `candidate_permutations`; A[perm_out][:, perm_in] is factorized and the product undoes it.
         progress: called as progress(what, done, total) in long work.
@@ -98,9 +99,9 @@ def factorize(
         chain = Chain.parse(chain)
     if not isinstance(chain, Chain):
         raise TypeError(f"chain is a {type(chain).__name__}. Rule: a Chain or its text, such as 'butterfly(64)'.")
-    if not isinstance(refine, int) or isinstance(refine, bool) or refine < 0:
+    if not isinstance(refine, Integral) or isinstance(refine, bool) or refine < 0:
         raise ValueError(f"refine={refine!r}. Rule: a whole number of sweeps >= 0.")
-    if refine_sites not in (1, 2):
+    if isinstance(refine_sites, bool) or refine_sites not in (1, 2):
         raise ValueError(f"refine_sites={refine_sites!r}. Rule: 1 (one factor at a time) or 2 (neighbours together).")
     matrix = as_matrix(A, batch=True)
     notes = _notes(A, matrix)
@@ -132,7 +133,8 @@ def factorize(
     candidates = candidate_permutations(perm, chain, matrix.device)
     attempts: list[_Attempt] = []
     sides = [min(reduced[:s].pattern.b, reduced[s:].pattern.c) for s in range(1, len(reduced))]
-    with threads_for(max(sides, default=1)):
+    # reduced precision would make the errors and bounds below untrue
+    with threads_for(max(sides, default=1)), torch.autocast(matrix.device.type, enabled=False):
         for label, perms in candidates.items():
             problem = Problem.of(permuted(matrix, perms), reduced)
             for cuts in orders:
@@ -140,12 +142,12 @@ def factorize(
                 places = [kept.index(s) + 1 for s in cuts]
                 factors, tails = hierarchical(problem.values, problem.patterns, places, orthonormalize, say)
                 if refine:
-                    factors = refine_factors(problem, factors, refine, refine_sites, say)
+                    factors = refine_factors(problem, factors, int(refine), refine_sites, say)
                 attempts.append(_Attempt(problem, cuts, label, factors, tails, problem.error(factors)))
         best = min(attempts, key=lambda attempt: attempt.problem.total(attempt.error))
-        stories = [attempt.tails for attempt in attempts if attempt.label == best.label] if orthonormalize else []
-        steps = best.tails if orthonormalize else {}
-        certificates, matrix_errors = prove(best.problem, best.error, steps, stories, best.order, orthonormalize)
+        others = [a for a in attempts if a.label == best.label and a is not best]
+        stories = [a.tails for a in (best, *others)] if orthonormalize else []
+        certificates, matrix_errors = prove(best.problem, best.error, stories, best.order, orthonormalize)
     splits = tuple(
         _report(best, chain, s, kept.index(s) + 1 if s in kept else None, matrix_errors) for s in range(1, len(chain))
     )
@@ -170,11 +172,15 @@ class _Attempt:
 def _product(attempt: _Attempt, chain: Chain, perms: Permutations) -> SparseProduct:
     problem = attempt.problem
     factors = fix_signs(attempt.factors, problem.patterns)
-    last = problem.chain[-1]
-    factors[-1] = scaled(factors[-1].reshape(problem.count, last.blocks, last.b, last.c), problem.exponents)
     if len(factors) == 1:  # values of the matrix itself: the product must not share its memory
         factors[0] = factors[0].clone()
-    shaped = [w.reshape(*problem.batch, p.blocks, p.b, p.c) for p, w in zip(problem.chain, factors, strict=True)]
+    rest, shaped = problem.exponents, []
+    for i, (p, w) in enumerate(zip(problem.chain, factors, strict=True)):
+        part = rest // (len(factors) - i)  # the exponent is spread over the factors: none of them overflows
+        rest = rest - part
+        shaped.append(
+            scaled(w.reshape(problem.count, p.blocks, p.b, p.c), part).reshape(*problem.batch, p.blocks, p.b, p.c)
+        )
     product = SparseProduct(problem.chain, shaped, *perms)
     return product if problem.chain == chain else product.expanded(chain)
 

@@ -23,9 +23,12 @@ ROUNDINGS = 64
 class Certificate:
     """Proved facts about one factorization of A, all relative to the Frobenius norm of A.
 
-    * `error`: ||A - product|| as measured on the returned factors (before a cast to half precision).
-    * `lower_bound`: no product with this chain, whatever its values, has a smaller error.
-    * `guarantee`: error bound known before factorizing, from the tails of A alone (infinite where no theorem holds).
+    * `error`: ||A - product|| as measured on the returned factors.
+    * `lower_bound`: no product with this chain, in this order of rows and columns, whatever its values, has a smaller
+      error.
+    * `guarantee`: error bound for this order of cuts, from the tails of A (infinite where no theorem holds). Tails that
+      the proof did not need are replaced by what the cuts or the error say about them, so it may be larger than it
+      had to be; of an exact product it is factor * error.
     * `factor`: by the `theorem`, error <= factor * (best possible error) for any matrix.
     * `exact`: the error is rounding; a ratio would be meaningless, the lower bound is reported as 0.
 
@@ -73,15 +76,15 @@ def rounding_level(dtype: torch.dtype, factors: int) -> float:
 def prove(
     problem: Problem,
     error: Float[torch.Tensor, " batch"],
-    steps: Mapping[int, Float[torch.Tensor, "_ _"]],
     stories: Sequence[Mapping[int, Float[torch.Tensor, "_ _"]]],
     order: Sequence[int],
     orthonormalize: bool,
 ) -> tuple[tuple[Certificate, ...], list[float | None]]:
     """The certificate of the whole batch, then one per matrix; and the relative tails of the matrix, split by split.
 
-    `error` is the squared error that was achieved with the cuts in this order; `steps` as for `Problem.bounds`;
-    `stories` are the squared errors of orthonormalized cuts of the same matrix in the order in which they were made.
+    `error` is the squared error that was achieved with the cuts in this order; `stories` are the squared errors of
+    orthonormalized cuts of the same matrix, in the order in which they were made, the ones of `error` first; there are
+    none without orthonormalization.
     """
     floor = rounding_level(problem.values.dtype, len(problem.chain))
     exact = error <= floor**2 * problem.norm
@@ -89,16 +92,16 @@ def prove(
     lower = torch.zeros_like(error)
     if not bool(exact.all()):
         # nothing achieved can be below the optimum: where rounding says otherwise, rounding is wrong
-        lower, tails = problem.bounds(error, steps)
+        lower, tails = problem.bounds(error, stories[0] if stories else {}, ~exact)
         lower = torch.minimum(lower, error).where(~exact, 0.0)
     factor, theorem = optimality_factor(order, orthonormalize)
-    ceilings = _ceilings(problem, stories)
+    ceilings, eps = _ceilings(problem, stories), torch.finfo(problem.values.dtype).eps
     whole = slice(0, problem.count)
     rows = [whole, *(slice(i, i + 1) for i in range(problem.count))]
 
     def certify(rows: slice) -> Certificate:
         norm, achieved = problem.total(problem.norm, rows), problem.total(error, rows)
-        outside, is_exact = problem.total(problem.outside, rows), bool(exact[rows].all())
+        outside, is_exact = problem.total(problem.outside, rows), achieved <= floor**2 * norm
         bound = factor * relative(achieved, norm)
         if not is_exact and isfinite(factor):
             # a tail that nobody looked at is at most what was achieved; the others may be under-estimated a little
@@ -109,10 +112,9 @@ def prove(
                 for i, t in enumerate(tails, start=1)
             ]
             inside = sum(parts) if peels_ends(order) else sum(sqrt(max(part, 0.0)) for part in parts) ** 2
-            bound = relative(outside + inside, norm)
-        return Certificate(
-            relative(achieved, norm), relative(problem.total(lower, rows), norm), bound, factor, theorem, is_exact
-        )
+            bound = relative(outside + inside, norm) + 8 * eps  # the factors are rounded, too
+        least = 0.0 if is_exact else relative(problem.total(lower, rows), norm)
+        return Certificate(relative(achieved, norm), least, bound, factor, theorem, is_exact)
 
     norm = problem.total(problem.norm)
     matrix_errors = [None if t is None else relative(problem.total(problem.outside + t), norm) for t in tails]

@@ -8,16 +8,16 @@ from functools import cached_property
 from typing import final
 
 import torch
-from jaxtyping import Float, Int, Num
+from jaxtyping import Bool, Float, Int, Num
 
 from ..structure import Chain, Pattern
 from ..structure.factor import extract, with_batch
 from ..structure.split import Split
 from .bounds import matrix_tails, tails_by_residual, tree_bound
 from .butterfly import chunks, split_at
-from .solvers import energy
+from .solvers import TOLERANCE, energy
 
-# Below this relative error the shared Gram matrices of `matrix_tails` have lost digits that the bound needs.
+# Below this relative bound the shared Gram matrices of `matrix_tails` have lost digits that the bound needs.
 CAREFUL_BELOW = 1e-4
 # From this many entries on, a proof that the error is within 5 % of the best is good enough to stop looking.
 LARGE, CLOSE_ENOUGH = 1 << 14, 1.05
@@ -102,13 +102,17 @@ class Problem:
         return self.outside + self.per_matrix(regions)
 
     def bounds(
-        self, error: Float[torch.Tensor, " batch"], steps: Mapping[int, Float[torch.Tensor, "_ _"]]
+        self,
+        error: Float[torch.Tensor, " batch"],
+        steps: Mapping[int, Float[torch.Tensor, "_ _"]],
+        asked: Bool[torch.Tensor, " batch"],
     ) -> tuple[Float[torch.Tensor, " batch"], list[Float[torch.Tensor, " batch"] | None]]:
         """Squared lower bound (tree bound) on the error of any product, and squared tails of the matrix per split.
 
-        `error` is what was achieved; `steps` are squared errors of orthonormalized cuts, block by block, which never
-        exceed the tails of the matrix (empty if there are none). A large matrix whose error is within `CLOSE_ENOUGH` of
-        what the steps and its squarest split prove is examined no further: the tails that were not needed are None.
+        `error` is what was achieved; `steps` are squared errors of orthonormalized cuts, block by block, which exceed
+        the tails of the matrix by no more than rounding (empty if there are none); only the matrices `asked` for need a
+        bound. A large matrix whose error is within `CLOSE_ENOUGH` of what the steps and its squarest split prove is
+        examined no further: the tails that were not needed are None.
         """
         splits = [self.split(s) for s in range(1, len(self.chain))]
         if not splits:
@@ -118,12 +122,25 @@ class Problem:
             squarest = max(range(len(splits)), key=lambda i: min(splits[i].block_shape))
             tails[squarest] = tails_by_residual(self.values, splits[squarest])
             known = [steps[i + 1] if t is None else t for i, t in enumerate(tails)]
-            lower = self.outside + self.per_matrix(tree_bound(splits, known))
-            if bool((error <= CLOSE_ENOUGH**2 * lower).all()):
+            # solvers stop, and the steps are rounded, at (64 eps)^2 of the energy
+            lower = self._lower(splits, known, 64 * torch.finfo(self.values.dtype).eps)
+            if bool((error <= CLOSE_ENOUGH**2 * lower)[asked].all()):
                 return lower, [None if t is None else self.per_matrix(t) for t in tails]
-        share = (error / self.norm.clamp_min(torch.finfo(torch.float64).tiny)).clamp_min(0).sqrt()
-        full = matrix_tails(self.values, splits, careful=bool((share < CAREFUL_BELOW).any()))
-        return self.outside + self.per_matrix(tree_bound(splits, full)), [self.per_matrix(t) for t in full]
+        values = self.values.to(torch.promote_types(self.values.dtype, torch.float64))
+        slack = 4 * torch.finfo(torch.float64).eps
+        full = matrix_tails(values, splits, careful=False)
+        lower = self._lower(splits, full, slack)
+        if bool((lower < CAREFUL_BELOW**2 * self.norm)[asked].any()):
+            full = matrix_tails(values, splits, careful=True)
+            lower = self._lower(splits, full, slack)
+        return lower, [self.per_matrix(t) for t in full]
+
+    def _lower(
+        self, splits: list[Split], tails: list[Float[torch.Tensor, "_ _"]], slack: float
+    ) -> Float[torch.Tensor, " batch"]:
+        """Squared tree bound, less what rounding and the tolerance of the solvers may have added to it."""
+        found = (self.outside + self.per_matrix(tree_bound(splits, tails))).sqrt()
+        return (found * (1 - TOLERANCE) - slack * self.norm.sqrt()).clamp_min(0).square()
 
 
 def exponents_of(matrices: Num[torch.Tensor, "batch m n"]) -> Int[torch.Tensor, " batch"]:
