@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -102,21 +102,11 @@ def command(
     product = result.product
     record = {
         "input": task.name,
-        "shape": list(task.matrix.shape),
         "dtype": str(task.matrix.dtype).removeprefix("torch."),
-        "chain": str(product.chain),
-        "patterns": [list(pattern) for pattern in product.chain],
-        "dense": product.chain == Chain.dense(*task.matrix.shape),
-        "why": why,
-        "parameters": product.nnz,
-        "density": product.chain.density,
-        "flops": product.chain.flops,
+        **result.to_dict(),
         "perm": _perm_name(task, product),
-        "order": list(result.order),
+        "why": why,
         "refine": refine,
-        "certificate": result.certificate.to_dict(),
-        "splits": [asdict(split) for split in result.splits],
-        "notes": list(result.notes),
         "out": str(out) if out else None,
         "draw": str(draw_to) if draw_to else None,
         "seconds": seconds,

@@ -30,9 +30,7 @@ def as_matrix(matrix: Any, name: str = "A", *, batch: bool = False) -> torch.Ten
     tensor = _as_tensor(matrix, name)
     rank = "a matrix (2 dimensions)" + (" or a batch of matrices" if batch else "")
     if tensor.ndim < 2 or (tensor.ndim > 2 and not batch):
-        step = (
-            f"Write {name}.reshape(1, -1)." if tensor.ndim < 2 else f"Factorize {name}[i] one by one or pass a batch."
-        )
+        step = f"Write {name}.reshape(1, -1)." if tensor.ndim < 2 else f"Take the matrices {name}[i] one by one."
         raise ValueError(f"{name} has shape {tuple(tensor.shape)}. Rule: {rank}. {step}")
     if tensor.numel() == 0:
         raise ValueError(f"{name} of shape {tuple(tensor.shape)} is empty. Rule: at least one row and one column.")
@@ -55,9 +53,14 @@ def as_matrix(matrix: Any, name: str = "A", *, batch: bool = False) -> torch.Ten
 
 def _as_tensor(matrix: Any, name: str) -> torch.Tensor:
     if isinstance(matrix, torch.Tensor):
+        if matrix.is_meta or matrix.is_nested:
+            kind = "on the meta device, without values" if matrix.is_meta else "a nested tensor"
+            raise TypeError(f"{name} is {kind}. Rule: an ordinary tensor with values; make one with torch.tensor.")
         if matrix.layout != torch.strided:
             raise TypeError(f"{name} is a sparse tensor ({matrix.layout}). Rule: a dense one; write {name}.to_dense().")
         return matrix
+    if isinstance(matrix, np.ma.MaskedArray):
+        raise TypeError(f"{name} is a masked array. Rule: every entry has a value; write {name}.filled(value).")
     for densify in ("toarray", "dense"):  # of scipy's sparse matrices, of our own products
         if hasattr(matrix, densify) and hasattr(matrix, "nnz"):
             raise TypeError(
@@ -107,7 +110,7 @@ def as_permutation(indices: Any, size: int, name: str, device: torch.device | st
     if tensor.ndim != 1 or len(tensor) != size or not whole:
         raise ValueError(
             f"{name} must be a permutation of 0..{size - 1}: {size} whole numbers, got shape {tuple(tensor.shape)} "
-            f"of {str(tensor.dtype).removeprefix('torch.')}."
+            f"of {str(tensor.dtype).removeprefix('torch.')}. Write for example list(range({size}))."
         )
     tensor = tensor.long()
     if not torch.equal(tensor.sort().values, torch.arange(size, device=tensor.device)):

@@ -17,7 +17,10 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     target = Path(path)
     require_writable(target)
-    handle, name = tempfile.mkstemp(prefix=f".{target.stem}-", suffix=target.suffix, dir=target.parent)
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{target.stem}-", suffix=target.suffix, dir=target.parent)
+    except OSError as error:
+        raise ValueError(f"cannot write {str(target)!r}: {error.strerror}. Choose another folder.") from error
     os.close(handle)
     temporary = Path(name)
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from numbers import Integral
 from typing import Any, final
@@ -52,6 +52,24 @@ class Factorization:
     certificates: tuple[Certificate, ...]
     """One certificate per matrix of a batch (a tuple of one for a single matrix)."""
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON: everything but the values of the factors."""
+        chain = self.product.chain
+        return {
+            "shape": list(self.product.shape),
+            "chain": str(chain),
+            "patterns": [list(pattern) for pattern in chain],
+            "dense": chain == Chain.dense(*chain.shape),
+            "parameters": self.product.nnz,
+            "density": chain.density,
+            "flops": chain.flops,
+            "order": list(self.order),
+            "perm": self.permutation,
+            "certificate": self.certificate.to_dict(),
+            "splits": [asdict(split) for split in self.splits],
+            "notes": list(self.notes),
+        }
+
     def __str__(self) -> str:
         chain = self.product.chain
         return f"{chain}, {chain.nnz} parameters ({chain.density:.1%} of dense): {self.certificate}"
@@ -80,7 +98,8 @@ def factorize(
         orthonormalize: keep the parts beside the one being cut orthonormal; False is only for comparison.
         refine: number of sweeps of alternating least squares afterwards; the error (of the whole batch) never grows.
         refine_sites: factors updated together, 1 or 2 (see `refine_factors`).
-        perm: see `candidate_permutations`; A[perm_out][:, perm_in] is factorized and the product undoes it.
+        perm: see `candidate_permutations`; A[perm_out][:, perm_in] is factorized and the product undoes it. For the
+            transpose of a chainable chain, "bitrev" reorders rows.
         progress: called as progress(what, done, total) in long work.
 
     Errors in the certificate are relative to the Frobenius norm. Raises `ValueError` for a wrong shape, NaN or Inf, a
@@ -112,6 +131,8 @@ def factorize(
             f"A is {m} x {n}{batch} and the chain {chain} is {chain.shape[0]} x {chain.shape[1]}. Rule: equal sizes. "
             f"The nearest chain for A is {nearest_chainable(chain, m, n)}."
         )
+    if isinstance(perm, (tuple, list)):
+        perm = candidate_permutations(perm, chain, matrix.device)["given"]
     if not chain.chainable and chain.T.chainable:
         transposed = factorize(
             matrix.mT,
@@ -227,4 +248,7 @@ def _transposed(result: Factorization, notes: tuple[str, ...]) -> Factorization:
         for split in reversed(result.splits)
     )
     order = tuple(factors - s for s in result.order)
-    return replace(result, product=result.product.T, splits=splits, order=order, notes=notes)
+    swap = {"columns": "rows", "rows": "columns"}
+    label = " ".join(swap.get(word, word) for word in result.permutation.split())
+    label = label.replace("columns and rows", "rows and columns")
+    return replace(result, product=result.product.T, splits=splits, order=order, notes=notes, permutation=label)

@@ -123,13 +123,12 @@ def cut(
     tails = torch.empty(grid, dtype=torch.float64, device=values.device)
     u, v = split.left_blocks(left), split.right_blocks(right)  # views: results are written where they belong
     flip = columns < rows
-    solver = select_solver(min(rows, columns), max(rows, columns), r, values.device)
+    sides = min(rows, columns), max(rows, columns)
+    solver = select_solver(*sides, r, values.device)
     for index in chunks(blocks):
         piece = blocks[index]
         shape = piece.shape[:4]
-        basis, coefficients, tail = solver.truncate(
-            (piece.mH if flip else piece).reshape(-1, *_sides(rows, columns)), r
-        )
+        basis, coefficients, tail = solver.truncate((piece.mH if flip else piece).reshape(-1, *sides), r)
         if weight == "both":
             root = torch.linalg.vector_norm(coefficients, dim=2, keepdim=True).sqrt()
             basis = basis * root.mT.to(basis.dtype)
@@ -142,10 +141,6 @@ def cut(
         v[index] = coefficients.reshape(*shape, r, columns)
         tails[index] = tail.reshape(shape)
     return left, right, tails.reshape(split.regions)
-
-
-def _sides(rows: int, columns: int) -> tuple[int, int]:
-    return min(rows, columns), max(rows, columns)
 
 
 def chunks(

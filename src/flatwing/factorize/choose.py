@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import log10, sqrt
+from functools import partial
+from math import gcd, isfinite, log10, sqrt
+from numbers import Integral, Real
 from typing import Any, final
 
 import torch
+from jaxtyping import Num
 
-from ..core import as_matrix
-from ..structure import Chain
+from ..core import as_matrix, divisors
+from ..structure import Chain, Pattern
+from ..structure.factor import extract, without_support
 from .paths import Path, cheapest_path
 from .permutation import Permutations, candidate_permutations, permuted
 from .problem import exponents_of, scaled
@@ -20,7 +24,7 @@ from .tails import Cut, measure, places
 WORK = 2e11  # multiplications spent on singular values; about half a minute on one core
 GRAM_TOLERANCE = 1e-6
 BISECTION_BUCKETS = 48
-ROUNDING = 1e-7  # a relative error that counts as none where Gram matrices measured it
+ROUNDING, PRECISE_ROUNDING = 1e-7, 1e-14  # errors that count as none, by Gram matrices and by singular values
 
 
 @final
@@ -75,72 +79,106 @@ def choose(
     matrix = as_matrix(A)
     m, n = matrix.shape
     limit = _limit(tolerance, budget, m, n)
-    dense = Chain.dense(m, n)
     matrix = scaled(matrix[None], -exponents_of(matrix[None]))[0]
     norm = sqrt(float(energy(matrix[None])))
+    matrix = matrix / norm if norm > 0 else matrix
+    precise = tolerance is not None and tolerance < GRAM_TOLERANCE
+    # an error below this counts as none: nothing smaller can be measured
+    floor = PRECISE_ROUNDING if precise else ROUNDING
     best: Choice | None = None
-    for label, perms in candidate_permutations(perm, _finest(m, n), matrix.device).items():
-        cuts = _cuts(permuted(matrix, perms), norm, tolerance, label, progress)
-        path = _search(cuts, m, n, tolerance, limit)
-        if path is None:
-            continue
-        chain = path.chain(m, n)
-        why = _why(chain, path, tolerance, limit)
-        choice = Choice(chain, sqrt(path.squared_error), chain == dense, why, perms, label)
-        if best is None or _merit(choice, tolerance) < _merit(best, tolerance):
-            best = choice
+    with torch.autocast(matrix.device.type, enabled=False):
+        for label, perms in candidate_permutations(perm, _finest(m, n), matrix.device).items():
+            ordered = permuted(matrix, perms)
+            for a1, dL in _outer(m, n):
+                pattern = Pattern(a1, m // (a1 * dL), n // (a1 * dL), dL)
+                values, outside = extract(ordered, pattern), 0.0
+                allowed = best.bound**2 if best is not None and tolerance is None else 1.0
+                if tolerance is not None:
+                    allowed = max(tolerance, floor) ** 2
+                if pattern.blocks > 1 and norm > 0:
+                    if 1 - float(energy(values[None])) > 2 * allowed + 1e-5:  # cheap, and wrong only by rounding
+                        continue
+                    outside = float(energy(without_support(ordered, pattern)[None]))
+                    if outside > max(allowed, floor**2):
+                        continue
+                say = None if progress is None else partial(progress, f"measuring cuts, columns {label}")
+                path = _search(_cuts(values, precise, say), values, tolerance, allowed - outside, limit, floor)
+                if path is None:
+                    continue
+                chain = path.chain(pattern.b, pattern.c, a1, dL)
+                bound = sqrt(path.squared_error + outside)
+                why = _why(chain, bound, tolerance, limit)
+                choice = Choice(chain, bound, chain == Chain.dense(m, n), why, perms, label)
+                if best is None or _merit(choice, tolerance) < _merit(best, tolerance):
+                    best = choice
     if best is None:
         raise ValueError(
-            f"budget={budget} allows {limit} parameters, too few for any chain of a {m} x {n} matrix. "
-            f"Rule: at least one parameter per row and column; try budget={m + n}."
+            f"budget={budget} allows {limit} parameters, too few for any chain found for this {m} x {n} matrix. "
+            f"Nearest good value: budget={min(m + n, m * n)}, which a product of rank one needs."
         )
     return best
 
 
 def _limit(tolerance: float | None, budget: float | int | None, m: int, n: int) -> int:
     """The number of parameters allowed: never more than dense."""
+    for name, value in (("tolerance", tolerance), ("budget", budget)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, Real)):
+            raise TypeError(f"{name}={value!r} is a {type(value).__name__}. Rule: a number, such as {name}=0.1.")
     if tolerance is not None and not 0 <= tolerance < 1:
         raise ValueError(f"tolerance={tolerance}. Rule: a relative error with 0 <= tolerance < 1, such as 0.1.")
     if budget is None:
         return m * n
-    if isinstance(budget, bool) or not budget > 0:
+    if not (isfinite(budget) and budget > 0):
         raise ValueError(f"budget={budget}. Rule: a share of the entries (float > 0) or a count (int >= 1).")
-    return min(m * n, int(budget * m * n) if isinstance(budget, float) else int(budget))
+    return min(m * n, int(budget) if isinstance(budget, Integral) else int(budget * m * n))
+
+
+def _outer(m: int, n: int) -> list[tuple[int, int]]:
+    """Outer numbers (a1, dL) of chains: (1, 1) for a full support, others for matrices with blocks of zeros."""
+    common = gcd(m, n)
+    return [(a1, dL) for a1 in divisors(common) for dL in divisors(common // a1)]
 
 
 def _cuts(
-    matrix: torch.Tensor,
-    norm: float,
-    tolerance: float | None,
-    label: str,
-    progress: Callable[[str, int, int], None] | None,
+    values: Num[torch.Tensor, "blocks m n"], precise: bool, progress: Callable[[int, int], None] | None
 ) -> list[Cut]:
-    where = places(matrix.shape[0], matrix.shape[1], WORK)
-    precise = tolerance is not None and tolerance < GRAM_TOLERANCE
-    scale = 1 / norm if norm > 0 else 1.0
+    blocks, m, n = values.shape
+    where = places(m, n, WORK / blocks)
     cuts = []
     for i, (rows, columns) in enumerate(where):
-        cuts.append(measure(matrix * scale, rows, columns, precise))
+        cuts.append(measure(values, rows, columns, precise))
         if progress is not None:
-            progress(f"measuring cuts, columns {label}", i + 1, len(where))
+            progress(i + 1, len(where))
     return cuts
 
 
-def _search(cuts: list[Cut], m: int, n: int, tolerance: float | None, limit: int) -> Path | None:
-    """Cheapest path for the tolerance; for a budget, bisection on the logarithm of the tolerance."""
+def _search(
+    cuts: list[Cut],
+    values: Num[torch.Tensor, "blocks m n"],
+    tolerance: float | None,
+    allowed: float,
+    limit: int,
+    floor: float,
+) -> Path | None:
+    """Cheapest path for the squared error allowed; for a budget, bisection on the logarithm of the tolerance.
+
+    Parameters of a path are those of one block: all blocks share the chain.
+    """
+    blocks, m, n = values.shape
+    limit = min(limit // blocks, m * n)
     if tolerance is not None or limit >= m * n:
         # dense is within a budget of m n and has no error; a chain that has none either is smaller
-        return cheapest_path(cuts, m, n, max(tolerance or 0.0, ROUNDING) ** 2, m * n)
+        return cheapest_path(cuts, m, n, max(allowed if tolerance is not None else 0.0, floor**2), m * n)
     best = cheapest_path(cuts, m, n, 1.0, limit, BISECTION_BUCKETS)
     if best.parameters > limit:
         return None
-    low, high = log10(ROUNDING), log10(max(sqrt(best.squared_error), ROUNDING))
+    low, high = log10(floor), log10(max(sqrt(best.squared_error), floor))
     while high - low > 0.01:
         middle = (low + high) / 2
         path = cheapest_path(cuts, m, n, 10.0 ** (2 * middle), limit, BISECTION_BUCKETS)
         if path.parameters <= limit:
             best = min(best, path, key=lambda p: (p.squared_error, p.parameters))
-            high = min(middle, log10(max(sqrt(path.squared_error), ROUNDING)))
+            high = min(middle, log10(max(sqrt(path.squared_error), floor)))
         else:
             low = middle
     return best
@@ -151,18 +189,15 @@ def _merit(choice: Choice, tolerance: float | None) -> tuple[float, float]:
     return (parameters, bound) if tolerance is not None else (bound, parameters)
 
 
-def _why(chain: Chain, path: Path, tolerance: float | None, limit: int) -> str:
+def _why(chain: Chain, bound: float, tolerance: float | None, limit: int) -> str:
     m, n = chain.shape
-    share = (
-        f"{chain.nnz} parameters, {chain.density:.1%} of dense, a-priori relative error {sqrt(path.squared_error):.2g}"
-    )
-    if len(chain) == 1 and chain == Chain.dense(m, n):
+    if chain == Chain.dense(m, n):
         reason = (
             f"meets the tolerance {tolerance:g}" if tolerance is not None else f"within {limit} parameters is better"
         )
         return f"dense is best: no chain with fewer than {m * n} parameters {reason}"
     aim = f"fewest parameters found for tolerance {tolerance:g}" if tolerance is not None else f"best within {limit}"
-    return f"{aim}: {share}"
+    return f"{aim}: {chain.nnz} parameters, {chain.density:.1%} of dense, a-priori relative error {bound:.2g}"
 
 
 def _finest(m: int, n: int) -> Chain:

@@ -18,6 +18,8 @@ def split_order(order: str | Sequence[int], factors: int) -> tuple[int, ...]:
     ((1, 2, 3), (3, 2, 1), (3, 1, 2, 4, 5))
     """
     splits = range(1, factors)
+    if not splits and not isinstance(order, str) and order != ():
+        raise ValueError(f"order={order!r}, but the chain has one factor and no splits. Leave order out.")
     if isinstance(order, str):
         if order == "l2r":
             return tuple(splits)

@@ -22,12 +22,12 @@ class Path:
     parameters: int
     squared_error: float
 
-    def chain(self, m: int, n: int) -> Chain:
-        """The chain that makes these cuts, without redundant factors."""
+    def chain(self, m: int, n: int, a1: int = 1, dL: int = 1) -> Chain:
+        """The chain that makes these cuts in a1 dL matrices of m x n, without redundant factors."""
         stops = [(1, 1), *self.places, (m, n)]
         q = [b[0] // a[0] for a, b in pairwise(stops)]
         p = [b[1] // a[1] for a, b in pairwise(stops)]
-        return Chain.from_radices(q, p, self.ranks).reduced()
+        return Chain.from_radices(q, p, self.ranks, a1, dL).reduced()
 
 
 def cheapest_path(cuts: list[Cut], m: int, n: int, allowed: float, limit: int, buckets: int = 128) -> Path:

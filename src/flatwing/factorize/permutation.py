@@ -34,13 +34,13 @@ def candidate_permutations(perm: Any, chain: Chain, device: torch.device) -> dic
             "bitrev rows": (None, rows),
             "bitrev rows and columns": (columns, rows),
         }
-    if isinstance(perm, tuple) and len(perm) == 2:
+    if isinstance(perm, (tuple, list)) and len(perm) == 2:
         m, n = chain.shape
         perm_in = None if perm[0] is None else as_permutation(perm[0], n, "perm_in", device)
         perm_out = None if perm[1] is None else as_permutation(perm[1], m, "perm_out", device)
         return {"given": (perm_in, perm_out)}
     raise ValueError(
-        f"perm={perm!r} is unknown. Rule: None, {', '.join(map(repr, NAMES))}, or a pair (perm_in, perm_out) of "
+        f"perm={str(perm)[:60]} is unknown. Rule: None, {', '.join(map(repr, NAMES))} or a pair (perm_in, perm_out) of "
         "permutations (or None), with A[perm_out][:, perm_in] what is factorized."
     )
 

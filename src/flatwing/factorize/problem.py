@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Num
 
 from ..structure import Chain, Pattern
-from ..structure.factor import extract, with_batch
+from ..structure.factor import extract, with_batch, without_support
 from ..structure.split import Split
 from .bounds import matrix_tails, tails_by_residual, tree_bound
 from .butterfly import chunks, split_at
@@ -19,8 +19,8 @@ from .solvers import TOLERANCE, energy
 
 # Below this relative bound the shared Gram matrices of `matrix_tails` have lost digits that the bound needs.
 CAREFUL_BELOW = 1e-4
-# From this many entries on, a proof that the error is within 5 % of the best is good enough to stop looking.
-LARGE, CLOSE_ENOUGH = 1 << 14, 1.05
+# From this many entries on, a proof that the error is within 10 % of the best is good enough to stop looking.
+LARGE, CLOSE_ENOUGH = 1 << 14, 1.1
 
 
 @final
@@ -51,11 +51,7 @@ class Problem:
         norm = energy(values)
         outside = torch.zeros_like(norm)
         if pattern.blocks > 1:
-            rest = flat.clone()
-            a, b, c, d = pattern
-            grid = rest.reshape(-1, a, b, d, a, c, d).diagonal(dim1=1, dim2=4).diagonal(dim1=2, dim2=4)
-            grid.zero_()
-            outside = energy(rest)
+            outside = energy(without_support(flat, pattern))
         return cls(chain, batch, values.reshape(-1, pattern.b, pattern.c), exponents, norm + outside, outside)
 
     @cached_property

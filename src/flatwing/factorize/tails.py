@@ -52,18 +52,18 @@ def places(m: int, n: int, work: float) -> list[tuple[int, int]]:
     return sorted(chosen)
 
 
-def measure(matrix: Num[torch.Tensor, "m n"], rows: int, columns: int, precise: bool) -> Cut:
-    """Singular value tails of all blocks of one cut.
+def measure(matrices: Num[torch.Tensor, "k m n"], rows: int, columns: int, precise: bool) -> Cut:
+    """Singular value tails of all blocks of one cut, summed over matrices that share it.
 
     `precise` takes singular values; otherwise the eigenvalues of float64 Gram matrices serve, which is several times
     faster and right down to a relative error of about 1e-7.
     """
-    m, n = matrix.shape
-    split = Split(Pattern(1, rows, columns, m // rows), Pattern(columns, m // rows, n // columns, 1))
-    blocks = split.blocks(matrix[None])
+    k, m, n = matrices.shape
+    split = Split(Pattern(k, rows, columns, m // rows), Pattern(k * columns, m // rows, n // columns, 1))
+    blocks = split.blocks(matrices)
     small = min(split.block_shape)
-    double = torch.promote_types(matrix.dtype, torch.float64)
-    energies = torch.zeros(small, dtype=torch.float64, device=matrix.device)
+    double = torch.promote_types(matrices.dtype, torch.float64)
+    energies = torch.zeros(small, dtype=torch.float64, device=matrices.device)
     with threads_for(small):
         for index in chunks(blocks):
             piece = blocks[index].reshape(-1, *split.block_shape).to(double)

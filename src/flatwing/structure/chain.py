@@ -158,10 +158,6 @@ class Chain(ChainFamilies):
                 nodes.append(pattern)
         return Chain(nodes)
 
-    def support_of(self, start: int, stop: int) -> Pattern:
-        """Pattern of the product of the factors `start` to `stop` - 1 (0-based, like a slice)."""
-        return self[start:stop].pattern
-
     def __len__(self) -> int:
         return len(self.patterns)
 
@@ -197,7 +193,7 @@ class Chain(ChainFamilies):
 
     @classmethod
     def parse(cls, text: str) -> Chain:
-        """Read patterns as `str` writes them, or a family with its arguments.
+        """Read patterns as `str` writes them, or a family with its arguments; a trailing ".T" transposes.
 
         Raises `ValueError` for unknown families (naming the nearest), wrong arguments, or sizes that do not fit.
 
@@ -206,6 +202,8 @@ class Chain(ChainFamilies):
         >>> Chain.parse("monarch(1024, 1024, blocks=32)").nnz
         65536
         """
+        if text.strip().endswith(".T"):
+            return cls.parse(text.strip()[:-2]).T
         if _PATTERNS.fullmatch(text.strip()):
             return cls(Pattern.parse(part + ")") for part in text.strip().split(")") if part.strip())
         from .spec import parse_family  # the registry of families is filled by this module's users

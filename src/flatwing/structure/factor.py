@@ -40,3 +40,12 @@ def extract(matrix: Num[torch.Tensor, "*batch m n"], pattern: Pattern) -> Num[to
     batch = matrix.shape[:-2]
     grid = matrix.reshape(*batch, a, b, d, a, c, d).diagonal(dim1=-6, dim2=-3).diagonal(dim1=-4, dim2=-2)
     return cast(torch.Tensor, grid.movedim((-2, -1), (-4, -3)).reshape(*batch, a * d, b, c))
+
+
+def without_support(matrix: Num[torch.Tensor, "*batch m n"], pattern: Pattern) -> Num[torch.Tensor, "*batch m n"]:
+    """The matrix with zeros on the support of a pattern: what no factor of that pattern can hold."""
+    a, b, c, d = pattern
+    rest = matrix.clone()
+    grid = rest.view(*matrix.shape[:-2], a, b, d, a, c, d)
+    grid.diagonal(dim1=-6, dim2=-3).diagonal(dim1=-4, dim2=-2).zero_()
+    return rest

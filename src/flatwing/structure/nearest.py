@@ -7,6 +7,8 @@ from math import gcd, log
 from ..core import divisors
 from .chain import Chain
 
+BEAM = 500
+
 
 def nearest_chainable(chain: Chain, m: int | None = None, n: int | None = None) -> Chain:
     """The chainable chain of an m x n matrix (default: of the same size) closest to `chain`, with as many factors.
@@ -36,7 +38,8 @@ def nearest_chainable(chain: Chain, m: int | None = None, n: int | None = None) 
                     here += _far(p * right, target.c)
                     if key not in reached or here < reached[key][0]:
                         reached[key] = here, (*qs, q), (*ps, p), ranks if i == last else (*ranks, right)
-        best = reached
+        # a beam keeps huge sizes fast; small ones are searched completely
+        best = dict(sorted(reached.items(), key=lambda item: item[1][0])[:BEAM])
     _, qs, ps, ranks = min(best.values())
     return Chain.from_radices(qs, ps, ranks, a1, dL)
 

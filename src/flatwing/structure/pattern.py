@@ -80,9 +80,9 @@ class Pattern:
 
     def support(self) -> Bool[torch.Tensor, "m n"]:
         """The support as a boolean matrix; costs m*n bytes."""
-        ones = torch.ones(self.b, self.c, dtype=torch.bool)
-        blocks = torch.kron(ones, torch.eye(self.d, dtype=torch.bool))
-        return torch.kron(torch.eye(self.a, dtype=torch.bool), blocks)
+        ones = torch.ones(self.b, self.c, dtype=torch.bool, device="cpu")
+        blocks = torch.kron(ones, torch.eye(self.d, dtype=torch.bool, device="cpu"))
+        return torch.kron(torch.eye(self.a, dtype=torch.bool, device="cpu"), blocks)
 
     def __mul__(self, other: Pattern) -> Pattern:
         """Pattern of the product of two chainable factors, (a, b d / d', a' c' / a, d').

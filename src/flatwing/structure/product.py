@@ -128,7 +128,7 @@ class SparseProduct:
 
     def dense(self) -> Num[torch.Tensor, "*batch m n"]:
         """The matrix itself. Cost: neighbours are multiplied in a balanced tree where that is defined, O(m n r)."""
-        if self.chain.chainable:
+        if self.chain.chainable or self.chain.T.chainable:
             whole = self.merge(0, len(self.chain) - 1)
             m = embed(whole.factors[0], whole.chain[0])
             return self._unpermute(self._unpermute(m, self.perm_out, -2), self.perm_in, -1)
@@ -150,7 +150,10 @@ class SparseProduct:
         """
         if not 0 <= i <= j < len(self.chain):
             raise ValueError(f"merge({i}, {j}) of {len(self.chain)} factors. Rule: 0 <= i <= j < {len(self.chain)}.")
-        self.chain[i : j + 1].require_chainable()
+        run = self.chain[i : j + 1]
+        if not run.chainable and run.T.chainable:  # a piece of the dual flavour
+            return self.T.merge(len(self.chain) - 1 - j, len(self.chain) - 1 - i).T
+        run.require_chainable()
         batch = prod(self.batch)
         flat = [w.reshape(-1, *w.shape[-2:]) for w in self.factors]
 
@@ -201,7 +204,7 @@ class SparseProduct:
         }
         for s in reversed(chain.redundant_splits):  # undo the merges, last one first
             lo, hi = next(span for span in nodes if span[0] < s < span[1])
-            left, right = chain.support_of(lo, s), chain.support_of(s, hi)
+            left, right = chain[lo:s].pattern, chain[s:hi].pattern
             split = Split(with_batch(left, batch), with_batch(right, batch))
             nodes[lo, s], nodes[s, hi] = split.expand(nodes.pop((lo, hi)))
         values = [nodes[i, i + 1].reshape(*self.batch, p.blocks, p.b, p.c) for i, p in enumerate(chain)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterator
 from itertools import count
+from math import gcd
 from numbers import Integral
 from typing import NamedTuple
 
@@ -30,15 +31,21 @@ def search_chains(m: int, n: int, budget: int | float, max_factors: int | None =
         raise ValueError(f"budget={budget} allows no parameter. Rule: a share > 0 (float) or a count >= 1 (int).")
     if max_factors is not None and max_factors < 1:
         raise ValueError(f"max_factors={max_factors}. Rule: at least 1, or None for no limit.")
-    return _best_first(m, n, limit, max_factors)
+    common = gcd(m, n)
+    outer = [(a1, dL) for a1 in divisors(common) for dL in divisors(common // a1)]
+    searches = [_best_first(m, n, limit, max_factors, a1, dL) for a1, dL in outer]
+    return heapq.merge(*searches, key=lambda chain: chain.nnz)
 
 
-def _best_first(m: int, n: int, limit: int | float, max_factors: int | None) -> Iterator[Chain]:
-    """A* over the factors from the left, with the number of parameters as length.
+def _best_first(m: int, n: int, limit: int | float, max_factors: int | None, a1: int, dL: int) -> Iterator[Chain]:
+    """Chains with these outer numbers, that is of a1 dL matrices of m / (a1 dL) x n / (a1 dL) at once.
+
+    A* over the factors from the left, with the number of parameters as length.
 
     The bound on what is missing is that every factor still to come has at least one parameter per row and column.
     Ranks are opened one at a time, so nothing of the size of the search space is ever stored.
     """
+    m, n, limit = m // (a1 * dL), n // (a1 * dL), limit / (a1 * dL)
     tie = count()  # equal costs come out in the order in which they were found: deterministic
     heap: list[tuple[int, int, _Node, bool]] = []
 
@@ -72,7 +79,7 @@ def _best_first(m: int, n: int, limit: int | float, max_factors: int | None) -> 
         _, _, node, complete = heapq.heappop(heap)
         if complete:
             if _irredundant(node):
-                yield Chain.from_radices(node.q, node.p, node.ranks)
+                yield Chain.from_radices(node.q, node.p, node.ranks, a1, dL)
             continue
         parent = _Node(
             0, node.q[:-1], node.p[:-1], node.ranks[:-1], node.rows // node.q[-1], node.columns // node.p[-1]

@@ -8,13 +8,12 @@ from collections.abc import Callable
 
 from ..core import Registry
 from .chain import Chain
+from .families import ChainFamilies
 
 FAMILIES: Registry[Callable[..., Chain]] = Registry("chain family")
-for _name in (
-    "butterfly", "monarch", "block_diagonal", "low_rank", "block_butterfly", "kronecker", "deformable", "dense",
-    "from_radices",
-):  # fmt: skip
-    FAMILIES.register(_name)(getattr(Chain, _name))
+for _name, _member in vars(ChainFamilies).items():
+    if isinstance(_member, (classmethod, staticmethod)) and _name != "search":  # search gives many chains
+        FAMILIES.register(_name)(getattr(Chain, _name))
 
 
 def parse_family(text: str) -> Chain:

@@ -20,7 +20,7 @@ def digit_reversal(radices: Sequence[int]) -> Int[torch.Tensor, " n"]:
     >>> digit_reversal((2, 2, 2)).tolist()
     [0, 4, 2, 6, 1, 5, 3, 7]
     """
-    order = torch.arange(prod(radices)).reshape(tuple(reversed(radices)))
+    order = torch.arange(prod(radices), device="cpu").reshape(tuple(reversed(radices)))
     return order.permute(*reversed(range(len(radices)))).reshape(-1)
 
 
