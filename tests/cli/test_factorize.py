@@ -15,7 +15,7 @@ from flatwing.cli import app
 from flatwing.data import MATRICES
 
 FIELDS = (
-    "input shape dtype chain patterns dense why parameters density flops perm order refine certificate splits notes "
+    "input dtype shape chain patterns dense parameters density flops order perm certificate splits notes why refine "
     "out draw seconds"
 )
 

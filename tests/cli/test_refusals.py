@@ -156,7 +156,7 @@ def test_bad_argument(refused: Callable[..., str], arguments: tuple[str, ...], m
     [
         (("--chain", "butterfly(16)"), r"16"),
         (("--chain", "(1,2,2,4)(2,2,2,2)(1,2,2,4)"), r"not chainable"),
-        ((*CHAIN, "--order", "upwards"), r"unknown order 'upwards'. Rule: 'best', 'l2r'"),
+        ((*CHAIN, "--order", "upwards"), r"--order upwards is unknown. Rule: best, l2r"),
         ((*CHAIN, "--order", "1,1"), r"order \(1, 1\) is not a permutation of the splits 1 to 2"),
         (("--tolerance", "-0.1"), r"tolerance"),
         (("--tolerance", "nan"), r"tolerance"),

@@ -6,7 +6,9 @@ from math import inf, nan, sqrt
 import pytest
 import torch
 
+from flatwing import Chain, SparseProduct, factorize
 from flatwing.factorize.certificate import Certificate, rounding_level
+from flatwing.structure import transforms
 
 
 def certificate(error: float, lower: float, exact: bool = False, guarantee: float = 1.0) -> Certificate:
@@ -87,3 +89,50 @@ def test_rounding_level(dtype: torch.dtype) -> None:
         level = rounding_level(dtype, factors)
         assert level == pytest.approx(64 * sqrt(factors) * torch.finfo(dtype).eps)
         assert level < (1e-13 if torch.finfo(dtype).bits == 64 else 1e-4)
+
+
+def test_no_false_bound_without_orthonormalization() -> None:
+    """A bad factorization of an almost exact product must not make rounding look like a proof."""
+    chain = Chain.parse("(1,2,2,4)(2,2,2,2)(4,2,2,1)")
+    for seed in range(40):
+        generator = torch.Generator().manual_seed(seed)
+        product = transforms.random_product(chain, generator=generator)
+        scales = [10 ** (3 * torch.randn(w.shape, generator=generator, dtype=torch.float64)) for w in product.factors]
+        A = SparseProduct(chain, [w * s for w, s in zip(product.factors, scales, strict=True)]).dense()
+        A = A + 1e-11 * A.norm() * torch.randn(8, 8, generator=generator, dtype=torch.float64) / 8
+        careless = factorize(A, chain, order="l2r", orthonormalize=False).certificate
+        assert careless.lower_bound <= factorize(A, chain).certificate.error
+
+
+def test_a_batch_is_exact_if_its_error_is_rounding() -> None:
+    """A tiny inexact matrix beside an exact one does not make the whole batch inexact."""
+    A = torch.stack([torch.randn(8, 8, dtype=torch.float64) * 1e-20, transforms.hadamard(8).dense()])
+    result = factorize(A, Chain.butterfly(8))
+    assert result.certificate.exact
+    assert [c.exact for c in result.certificates] == [False, True]
+
+
+@pytest.mark.parametrize("scale", [1e308, 1e-300])
+def test_products_of_extreme_size_do_not_overflow(scale: float) -> None:
+    A = transforms.hadamard(16).dense() * scale
+    product = factorize(A, Chain.butterfly(16)).product
+    torch.testing.assert_close(product.dense(), A, rtol=1e-14, atol=0)
+
+
+def test_autocast_does_not_reach_the_proof() -> None:
+    A = torch.randn(16, 16)
+    plain = factorize(A, Chain.butterfly(16)).certificate
+    with torch.autocast("cpu", torch.bfloat16):
+        assert factorize(A, Chain.butterfly(16)).certificate == plain
+
+
+@pytest.mark.parametrize("noise", [1e-5, 1e-4, 1e-2])
+def test_float32_bounds_stay_below_the_optimum_of_float64(noise: float) -> None:
+    """For two factors the optimum is known: the truncated singular value decompositions of the blocks."""
+    chain = Chain.monarch(16, 16, blocks=4)
+    clean = transforms.random_product(chain, dtype=torch.float32).dense()
+    A = clean + noise * clean.norm() / 16 * torch.randn(16, 16)
+    best = factorize(A.double(), chain).certificate.error
+    proof = factorize(A, chain).certificate
+    assert proof.lower_bound <= best * (1 + 1e-12)
+    assert proof.guarantee >= proof.error

@@ -171,8 +171,8 @@ def test_choices_are_the_same_twice() -> None:
         ({"budget": 0}, "budget=0. Rule: a share of the entries"),
         ({"budget": -0.5}, "budget=-0.5. Rule"),
         ({"budget": float("nan")}, "budget=nan. Rule"),
-        ({"budget": True}, "budget=True. Rule"),
-        ({"budget": 3}, "budget=3 allows 3 parameters, too few for any chain of a 8 x 8 matrix.*try budget=16"),
+        ({"budget": 3}, "budget=3 allows 3 parameters, too few for any chain.*Nearest good value: budget=16"),
+        ({"budget": float("inf")}, "budget=inf. Rule"),
         ({"tolerance": 0.1, "perm": "what"}, "perm='what' is unknown"),
     ],
     ids=repr,
@@ -180,6 +180,33 @@ def test_choices_are_the_same_twice() -> None:
 def test_bad_options(options: dict, message: str) -> None:
     with as_user(), pytest.raises(ValueError, match=message):
         choose(torch.ones(8, 8), **options)
+
+
+@pytest.mark.parametrize("options", [{"budget": True}, {"budget": "0.5"}, {"tolerance": "0.1"}], ids=repr)
+def test_limits_are_numbers(options: dict) -> None:
+    with as_user(), pytest.raises(TypeError, match="Rule: a number, such as"):
+        choose(torch.ones(8, 8), **options)
+
+
+def test_blocks_of_zeros_are_used() -> None:
+    """Block-diagonal and strided matrices take chains with outer numbers a1 and dL."""
+    inner, eye = torch.randn(4, 4, dtype=torch.float64), torch.eye(4, dtype=torch.float64)
+    assert choose(torch.kron(eye, inner), tolerance=0.1).chain == Chain([(4, 4, 4, 1)])
+    strided = choose(torch.kron(inner, eye), budget=0.3)
+    assert strided.chain == Chain([(1, 4, 4, 4)])
+    assert strided.bound < 1e-12
+    noisy = torch.kron(eye, inner) + 0.01 * torch.randn(16, 16, dtype=torch.float64)
+    choice = choose(noisy, tolerance=0.1)
+    assert factorize(noisy, choice.chain).certificate.error <= choice.bound <= 0.1
+
+
+def test_tolerances_below_those_of_gram_matrices() -> None:
+    """Noise of 1e-8 is no rounding: a tolerance of 1e-10 needs another chain than one of 1e-6."""
+    clean = transforms.random_product(Chain.butterfly(32)).dense()
+    A = clean + 1e-8 * clean.norm() / 32 * torch.randn(32, 32, dtype=torch.float64)
+    assert choose(A, tolerance=1e-6).chain.nnz <= Chain.butterfly(32).nnz
+    for tolerance in (1e-10, 1e-13):
+        assert choose(A, tolerance=tolerance).bound <= tolerance
 
 
 def test_bad_matrices() -> None:

@@ -13,7 +13,7 @@ from flatwing.factorize.tails import Cut, measure, places
 
 
 def cuts_of(A: torch.Tensor) -> list[Cut]:
-    return [measure(A / A.norm(), q, p, True) for q, p in places(*A.shape, 1e12)]
+    return [measure((A / A.norm())[None], q, p, True) for q, p in places(*A.shape, 1e12)]
 
 
 def every_path(cuts: list[Cut], m: int, n: int) -> Iterator[tuple[int, float]]:

@@ -106,7 +106,7 @@ def test_early_stop_is_valid(kind: str, monkeypatch: pytest.MonkeyPatch) -> None
                 "tails that were not looked at are not forgotten"
             )
         if any(split.matrix_error is None for split in result.splits):
-            assert proof.lower_bound >= proof.error / 1.05
+            assert proof.lower_bound >= proof.error / module.CLOSE_ENOUGH
             stopped += 1
         elif not proof.exact:
             assert proof.lower_bound == pytest.approx(whole, rel=1e-7)

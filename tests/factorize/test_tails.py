@@ -16,7 +16,7 @@ def test_tails_of_every_rank(dtype: torch.dtype, precise: bool) -> None:
     m, n = 12, 18
     A = torch.randn(m, n, dtype=dtype)
     for rows, columns in places(m, n, 1e12):
-        cut = measure(A, rows, columns, precise)
+        cut = measure(A[None], rows, columns, precise)
         small = min(rows, n // columns)
         assert (cut.rows, cut.columns, len(cut.tails)) == (rows, columns, small)
         assert cut.tails.dtype == torch.float64
@@ -28,7 +28,7 @@ def test_tails_of_every_rank(dtype: torch.dtype, precise: bool) -> None:
 
 def test_precise_tails_have_digits_far_below_rounding_of_the_energy() -> None:
     A = torch.ones(8, 8, dtype=torch.float64) + 1e-10 * by_formula("sin", 8, 8)
-    exact, quick = (float(measure(A, 4, 2, precise).tails[0]) for precise in (True, False))
+    exact, quick = (float(measure(A[None], 4, 2, precise).tails[0]) for precise in (True, False))
     (expected,) = explicit_tails(A, Chain.from_radices((4, 2), (2, 4), (1,)))
     assert exact == pytest.approx(float(expected.sum()), rel=1e-4)
     assert abs(quick - exact) < 1e-12

@@ -50,7 +50,7 @@ def test_support_of_the_whole_product(chain: Chain) -> None:
 def test_support_of_a_part(chain: Chain, data: st.DataObject) -> None:
     start = data.draw(st.integers(0, len(chain) - 1))
     stop = data.draw(st.integers(start + 1, len(chain)))
-    assert torch.equal(support_counts(chain[start:stop]) > 0, chain.support_of(start, stop).support())
+    assert torch.equal(support_counts(chain[start:stop]) > 0, chain[start:stop].pattern.support())
 
 
 @given(valid_chains())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from numbers import Integral
 from typing import Any, final
 
@@ -13,8 +13,7 @@ import torch
 from ..core import as_matrix, threads_for
 from ..structure import Chain, SparseProduct
 from ..structure.nearest import nearest_chainable
-from ..structure.split import Split
-from .butterfly import fix_signs, hierarchical
+from .butterfly import fix_signs, hierarchical, split_at
 from .certificate import Certificate, prove, relative
 from .order import split_order
 from .permutation import Permutations, candidate_permutations, permuted
@@ -153,9 +152,8 @@ def factorize(
     orders = dict.fromkeys(tuple(s for s in split_order(name, len(chain)) if s in kept) for name in names)
     candidates = candidate_permutations(perm, chain, matrix.device)
     attempts: list[_Attempt] = []
-    sides = [min(reduced[:s].pattern.b, reduced[s:].pattern.c) for s in range(1, len(reduced))]
     # reduced precision would make the errors and bounds below untrue
-    with threads_for(max(sides, default=1)), torch.autocast(matrix.device.type, enabled=False):
+    with threads_for(_largest_side(reduced)), torch.autocast(matrix.device.type, enabled=False):
         for label, perms in candidates.items():
             problem = Problem.of(permuted(matrix, perms), reduced)
             for cuts in orders:
@@ -190,6 +188,13 @@ class _Attempt:
     error: torch.Tensor
 
 
+@lru_cache(maxsize=256)
+def _largest_side(chain: Chain) -> int:
+    """The smaller side of the squarest blocks that are ever solved."""
+    places = range(1, len(chain))
+    return max((min(split_at(chain.patterns, 0, s, len(chain)).block_shape) for s in places), default=1)
+
+
 def _product(attempt: _Attempt, chain: Chain, perms: Permutations) -> SparseProduct:
     problem = attempt.problem
     factors = fix_signs(attempt.factors, problem.patterns)
@@ -209,7 +214,7 @@ def _product(attempt: _Attempt, chain: Chain, perms: Permutations) -> SparseProd
 def _report(
     attempt: _Attempt, chain: Chain, s: int, place: int | None, matrix_errors: list[float | None]
 ) -> SplitReport:
-    split = Split(chain[:s].pattern, chain[s:].pattern)
+    split = split_at(chain.patterns, 0, s, len(chain))
     blocks, rank = split.regions[0] * split.regions[1], split.rank
     if place is None:
         return SplitReport(s, rank, blocks, split.block_shape, True, 0.0, 0.0)

@@ -18,8 +18,6 @@ def split_order(order: str | Sequence[int], factors: int) -> tuple[int, ...]:
     ((1, 2, 3), (3, 2, 1), (3, 1, 2, 4, 5))
     """
     splits = range(1, factors)
-    if not splits and not isinstance(order, str) and order != ():
-        raise ValueError(f"order={order!r}, but the chain has one factor and no splits. Leave order out.")
     if isinstance(order, str):
         if order == "l2r":
             return tuple(splits)
@@ -36,6 +34,8 @@ def split_order(order: str | Sequence[int], factors: int) -> tuple[int, ...]:
     except TypeError:  # not a sequence, or not of whole numbers
         given = None
     if given is None or sorted(given) != list(splits):
+        if not splits:
+            raise ValueError(f"order={order!r}, but the chain has one factor and no splits. Leave order out.")
         raise ValueError(
             f"order {order!r} is not a permutation of the splits 1 to {factors - 1}. "
             f"Rule: each split once; the left-to-right order is {tuple(splits)}."

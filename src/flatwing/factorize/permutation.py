@@ -39,8 +39,9 @@ def candidate_permutations(perm: Any, chain: Chain, device: torch.device) -> dic
         perm_in = None if perm[0] is None else as_permutation(perm[0], n, "perm_in", device)
         perm_out = None if perm[1] is None else as_permutation(perm[1], m, "perm_out", device)
         return {"given": (perm_in, perm_out)}
+    shown = repr(perm)[:60]
     raise ValueError(
-        f"perm={str(perm)[:60]} is unknown. Rule: None, {', '.join(map(repr, NAMES))} or a pair (perm_in, perm_out) of "
+        f"perm={shown} is unknown. Rule: None, {', '.join(map(repr, NAMES))} or a pair (perm_in, perm_out) of "
         "permutations (or None), with A[perm_out][:, perm_in] what is factorized."
     )
 

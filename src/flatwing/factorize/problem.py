@@ -74,6 +74,8 @@ class Problem:
 
     def total(self, energies: Float[torch.Tensor, " batch"], rows: slice = slice(None)) -> float:
         """Sum over matrices of the batch, in the unit of the largest of them: the exponents put back."""
+        if self.count == 1:
+            return float(energies)
         exponents = self.exponents[rows]
         alive = exponents[self.norm[rows] > 0]
         if len(alive) == 0:
@@ -114,12 +116,12 @@ class Problem:
         if not splits:
             return self.outside, []
         tails: list[torch.Tensor | None] = [None] * len(splits)
-        if self.values.numel() // self.count >= LARGE and steps:
+        if self.values.numel() // self.count >= LARGE and steps and len(splits) > 1:
             squarest = max(range(len(splits)), key=lambda i: min(splits[i].block_shape))
             tails[squarest] = tails_by_residual(self.values, splits[squarest])
             known = [steps[i + 1] if t is None else t for i, t in enumerate(tails)]
             # solvers stop, and the steps are rounded, at (64 eps)^2 of the energy
-            lower = self._lower(splits, known, 64 * torch.finfo(self.values.dtype).eps)
+            lower = self._lower(splits, known, 64 * torch.finfo(self.values.dtype).eps, TOLERANCE)
             if bool((error <= CLOSE_ENOUGH**2 * lower)[asked].all()):
                 return lower, [None if t is None else self.per_matrix(t) for t in tails]
         values = self.values.to(torch.promote_types(self.values.dtype, torch.float64))
@@ -128,15 +130,15 @@ class Problem:
         lower = self._lower(splits, full, slack)
         if bool((lower < CAREFUL_BELOW**2 * self.norm)[asked].any()):
             full = matrix_tails(values, splits, careful=True)
-            lower = self._lower(splits, full, slack)
+            lower = self._lower(splits, full, slack, TOLERANCE)
         return lower, [self.per_matrix(t) for t in full]
 
     def _lower(
-        self, splits: list[Split], tails: list[Float[torch.Tensor, "_ _"]], slack: float
+        self, splits: list[Split], tails: list[Float[torch.Tensor, "_ _"]], slack: float, tolerance: float = 0.0
     ) -> Float[torch.Tensor, " batch"]:
         """Squared tree bound, less what rounding and the tolerance of the solvers may have added to it."""
         found = (self.outside + self.per_matrix(tree_bound(splits, tails))).sqrt()
-        return (found * (1 - TOLERANCE) - slack * self.norm.sqrt()).clamp_min(0).square()
+        return (found * (1 - tolerance) - slack * self.norm.sqrt()).clamp_min(0).square()
 
 
 def exponents_of(matrices: Num[torch.Tensor, "batch m n"]) -> Int[torch.Tensor, " batch"]:

@@ -182,7 +182,7 @@ class ChainFamilies:
 
         >>> from flatwing import Chain
         >>> [str(c) for c in Chain.search(4, 4, budget=8)]
-        ['(1,4,1,1)(1,1,4,1)']
+        ['(1,1,1,4)', '(2,1,1,2)', '(4,1,1,1)', '(1,4,1,1)(1,1,4,1)', '(1,2,2,2)', ...]
         """
         from .search import search_chains
 
