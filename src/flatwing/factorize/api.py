@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from numbers import Integral
 from typing import Any, final
@@ -14,64 +14,12 @@ from ..core import as_matrix, threads_for
 from ..structure import Chain, SparseProduct
 from ..structure.nearest import nearest_chainable
 from .butterfly import fix_signs, hierarchical, split_at
-from .certificate import Certificate, prove, relative
+from .certificate import prove, relative
+from .factorization import Factorization, SplitReport
 from .order import split_order
 from .permutation import Permutations, candidate_permutations, permuted
 from .problem import Problem, scaled
 from .refine import refine_factors
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class SplitReport:
-    """One cut: where, into what, and the error it made; errors are relative to the Frobenius norm of the matrix."""
-
-    position: int
-    rank: int
-    blocks: int
-    block_shape: tuple[int, int]
-    redundant: bool
-    error: float
-    """Error that the truncation at this cut made."""
-    matrix_error: float | None
-    """Smallest error of any product that restricts the matrix at this cut alone; None where no proof needed it."""
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Factorization:
-    """What `factorize` returns: the product, what is proved about it, and the story of its cuts."""
-
-    product: SparseProduct
-    certificate: Certificate
-    splits: tuple[SplitReport, ...]
-    order: tuple[int, ...]
-    permutation: str
-    notes: tuple[str, ...]
-    certificates: tuple[Certificate, ...]
-    """One certificate per matrix of a batch (a tuple of one for a single matrix)."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON: everything but the values of the factors."""
-        chain = self.product.chain
-        return {
-            "shape": list(self.product.shape),
-            "chain": str(chain),
-            "patterns": [list(pattern) for pattern in chain],
-            "dense": chain == Chain.dense(*chain.shape),
-            "parameters": self.product.nnz,
-            "density": chain.density,
-            "flops": chain.flops,
-            "order": list(self.order),
-            "perm": self.permutation,
-            "certificate": self.certificate.to_dict(),
-            "splits": [asdict(split) for split in self.splits],
-            "notes": list(self.notes),
-        }
-
-    def __str__(self) -> str:
-        chain = self.product.chain
-        return f"{chain}, {chain.nnz} parameters ({chain.density:.1%} of dense): {self.certificate}"
 
 
 def factorize(

@@ -1,0 +1,65 @@
+"""Factorization: what `factorize` returns."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, final
+
+from ..structure import Chain, SparseProduct
+from .certificate import Certificate
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class SplitReport:
+    """One cut: where, into what, and the error it made; errors are relative to the Frobenius norm of the matrix."""
+
+    position: int
+    rank: int
+    blocks: int
+    block_shape: tuple[int, int]
+    redundant: bool
+    error: float
+    """Error that the truncation at this cut made."""
+    matrix_error: float | None
+    """Smallest error of any product that restricts the matrix at this cut alone; None where no proof needed it."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Factorization:
+    """What `factorize` returns: the product, what is proved about it, and the story of its cuts."""
+
+    product: SparseProduct
+    certificate: Certificate
+    splits: tuple[SplitReport, ...]
+    order: tuple[int, ...]
+    """The cuts that restrict something, in the order in which they were made."""
+    permutation: str
+    """Name of the order of rows and columns that was used."""
+    notes: tuple[str, ...]
+    """What the caller should know, such as a change of precision."""
+    certificates: tuple[Certificate, ...]
+    """One certificate per matrix of a batch (a tuple of one for a single matrix)."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON: everything but the values of the factors."""
+        chain = self.product.chain
+        return {
+            "shape": list(self.product.shape),
+            "chain": str(chain),
+            "patterns": [list(pattern) for pattern in chain],
+            "dense": chain == Chain.dense(*chain.shape),
+            "parameters": self.product.nnz,
+            "density": chain.density,
+            "flops": chain.flops,
+            "order": list(self.order),
+            "perm": self.permutation,
+            "certificate": self.certificate.to_dict(),
+            "splits": [asdict(split) for split in self.splits],
+            "notes": list(self.notes),
+        }
+
+    def __str__(self) -> str:
+        chain = self.product.chain
+        return f"{chain}, {chain.nnz} parameters ({chain.density:.1%} of dense): {self.certificate}"
