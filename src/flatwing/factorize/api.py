@@ -14,7 +14,7 @@ from ..core import as_matrix, threads_for
 from ..structure import Chain, SparseProduct
 from ..structure.nearest import nearest_chainable
 from .butterfly import fix_signs, hierarchical, split_at
-from .certificate import prove, relative
+from .certificate import prove, relative, rounding_level
 from .factorization import Factorization, SplitReport
 from .order import split_order
 from .permutation import Permutations, candidate_permutations, permuted
@@ -41,7 +41,7 @@ def factorize(
             history; to train a product, set `requires_grad_` on its factors.
         chain: chainable, or the transpose of a chainable chain; a string is parsed (`Chain.parse`).
         order: "l2r", "r2l", "balanced", a permutation of the splits such as (3, 1, 2), or "best", the better of "l2r"
-            and "r2l". Splits count from 1; split s cuts between the factors s and s+1.
+            and "r2l" (the first alone if it is exact). Splits count from 1; split s cuts between the factors s and s+1.
         orthonormalize: keep the parts beside the one being cut orthonormal; False is only for comparison.
         refine: number of sweeps of alternating least squares afterwards; the error (of the whole batch) never grows.
         refine_sites: factors updated together, 1 or 2 (see `refine_factors`).
@@ -105,6 +105,8 @@ def factorize(
         for label, perms in candidates.items():
             problem = Problem.of(permuted(matrix, perms), reduced)
             for cuts in orders:
+                if any(a.exact for a in attempts):
+                    break  # nothing can be better than rounding
                 say = None if progress is None else partial(progress, f"order {cuts}, columns {label}"[:60])
                 places = [kept.index(s) + 1 for s in cuts]
                 factors, tails = hierarchical(problem.values, problem.patterns, places, orthonormalize, say)
@@ -134,6 +136,12 @@ class _Attempt:
     tails: dict[int, torch.Tensor]
     """Squared errors of the cuts, in the order in which they were made."""
     error: torch.Tensor
+
+    @property
+    def exact(self) -> bool:
+        """Whether the errors of all matrices are rounding."""
+        floor = rounding_level(self.problem.values.dtype, len(self.problem.chain))
+        return bool((self.error <= floor**2 * self.problem.norm).all())
 
 
 @lru_cache(maxsize=256)
