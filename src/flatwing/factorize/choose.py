@@ -91,16 +91,12 @@ def choose(
             ordered = permuted(matrix, perms)
             for a1, dL in _outer(m, n):
                 pattern = Pattern(a1, m // (a1 * dL), n // (a1 * dL), dL)
-                values, outside = extract(ordered, pattern), 0.0
-                allowed = best.bound**2 if best is not None and tolerance is None else 1.0
-                if tolerance is not None:
-                    allowed = max(tolerance, floor) ** 2
-                if pattern.blocks > 1 and norm > 0:
-                    if 1 - float(energy(values[None])) > 2 * allowed + 1e-5:  # cheap, and wrong only by rounding
-                        continue
-                    outside = float(energy(without_support(ordered, pattern)[None]))
-                    if outside > max(allowed, floor**2):
-                        continue
+                accepted = tolerance if tolerance is not None else best.bound if best is not None else 1.0
+                allowed = max(accepted, floor) ** 2
+                inside = _restricted(ordered, pattern, allowed)
+                if inside is None:
+                    continue
+                values, outside = inside
                 say = None if progress is None else partial(progress, f"measuring cuts, columns {label}")
                 path = _search(_cuts(values, precise, say), values, tolerance, allowed - outside, limit, floor)
                 if path is None:
@@ -137,6 +133,20 @@ def _outer(m: int, n: int) -> list[tuple[int, int]]:
     """Outer numbers (a1, dL) of chains: (1, 1) for a full support, others for matrices with blocks of zeros."""
     common = gcd(m, n)
     return [(a1, dL) for a1 in divisors(common) for dL in divisors(common // a1)]
+
+
+def _restricted(
+    matrix: Num[torch.Tensor, "m n"], pattern: Pattern, allowed: float
+) -> tuple[Num[torch.Tensor, "blocks b c"], float] | None:
+    """Values on the support of a pattern and the squared error outside it, or None if that is more than `allowed`."""
+    values = extract(matrix, pattern)
+    if pattern.blocks == 1:
+        return values, 0.0
+    total = float(energy(matrix[None]))
+    if total - float(energy(values[None])) > 2 * allowed + 1e-5:  # quick, and wrong only by rounding
+        return None
+    outside = float(energy(without_support(matrix, pattern)[None]))
+    return (values, outside) if outside <= allowed else None
 
 
 def _cuts(
