@@ -92,7 +92,7 @@ def prove(
     lower = torch.zeros_like(error)
     if not bool(exact.all()):
         # nothing achieved can be below the optimum: where rounding says otherwise, rounding is wrong
-        lower, tails = problem.bounds(error, stories[0] if stories else {}, ~exact)
+        lower, tails = problem.bounds(error, stories, ~exact)
         lower = torch.minimum(lower, error).where(~exact, 0.0)
     factor, theorem = optimality_factor(order, orthonormalize)
     ceilings, eps = _ceilings(problem, stories), torch.finfo(problem.values.dtype).eps

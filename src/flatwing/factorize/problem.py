@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import final
 
 import torch
@@ -102,25 +102,33 @@ class Problem:
     def bounds(
         self,
         error: Float[torch.Tensor, " batch"],
-        steps: Mapping[int, Float[torch.Tensor, "_ _"]],
+        stories: Sequence[Mapping[int, Float[torch.Tensor, "_ _"]]],
         asked: Bool[torch.Tensor, " batch"],
     ) -> tuple[Float[torch.Tensor, " batch"], list[Float[torch.Tensor, " batch"] | None]]:
         """Squared lower bound (tree bound) on the error of any product, and squared tails of the matrix per split.
 
-        `error` is what was achieved; `steps` are squared errors of orthonormalized cuts, block by block, which exceed
-        the tails of the matrix by no more than rounding (empty if there are none); only the matrices `asked` for need a
-        bound. A large matrix whose error is within `CLOSE_ENOUGH` of what the steps and its squarest split prove is
-        examined no further: the tails that were not needed are None.
+        `error` is what was achieved; only the matrices `asked` for need a bound. `stories` are squared errors of
+        orthonormalized cuts, block by block, in the order in which they were made: the first one of a story is the tail
+        of the matrix itself, the others exceed it by no more than rounding. A large matrix whose error is within
+        `CLOSE_ENOUGH` of what the stories and its squarest split prove is examined no further: the tails that were not
+        needed are None.
         """
         splits = [self.split(s) for s in range(1, len(self.chain))]
         if not splits:
             return self.outside, []
         tails: list[torch.Tensor | None] = [None] * len(splits)
-        if self.values.numel() // self.count >= LARGE and steps and len(splits) > 1:
+        if self.values.numel() // self.count >= LARGE and stories and len(splits) > 1:
+            for story in stories:
+                s, step = next(iter(story.items()))
+                tails[s - 1] = step
             squarest = max(range(len(splits)), key=lambda i: min(splits[i].block_shape))
-            tails[squarest] = tails_by_residual(self.values, splits[squarest])
-            known = [steps[i + 1] if t is None else t for i, t in enumerate(tails)]
-            # solvers stop, and the steps are rounded, at (64 eps)^2 of the energy
+            if tails[squarest] is None:
+                tails[squarest] = tails_by_residual(self.values, splits[squarest])
+            known = [
+                reduce(torch.maximum, [story[i] for story in stories]) if t is None else t
+                for i, t in enumerate(tails, start=1)
+            ]
+            # solvers stop, and the stories are rounded, at (64 eps)^2 of the energy
             lower = self._lower(splits, known, 64 * torch.finfo(self.values.dtype).eps, TOLERANCE)
             if bool((error <= CLOSE_ENOUGH**2 * lower)[asked].all()):
                 return lower, [None if t is None else self.per_matrix(t) for t in tails]
