@@ -226,7 +226,7 @@ class Chain(ChainFamilies):
             if depth > 4:  # hostile nesting would exhaust the stack of the parser
                 raise ValueError(f"nested {depth} deep")
             data = json.loads(text)
-            if data["format"] != "flatwing.chain" or data["version"] != 1:
+            if data["format"] != "flatwing.chain" or str(data["version"]) != "1":
                 raise ValueError(f"format {data['format']!r} version {data['version']!r}")
             return cls(_pattern(p) for p in data["patterns"])
         except (TypeError, KeyError, ValueError, RecursionError) as error:

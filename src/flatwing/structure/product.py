@@ -79,7 +79,7 @@ class SparseProduct:
 
     dtype = property(  # a lambda, so that no decorator of functions stands between it and its caller
         lambda self: self._dtype_for(sys._getframe(1).f_globals.get("__name__", "")),
-        doc="Torch dtype of the factors; scipy, which knows no torch dtypes, is told the numpy one.",
+        doc="Torch dtype of the factors; scipy (and only scipy), which knows no torch dtypes, is told the numpy one.",
     )
 
     def _dtype_for(self, caller: str) -> Any:
