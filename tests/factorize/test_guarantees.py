@@ -8,6 +8,7 @@ import torch
 
 from cases import KINDS, by_projections, noisy, random_chain, random_matrix, relative_error
 from flatwing import Chain, SparseProduct, factorize
+from flatwing.factorize import problem
 from flatwing.structure import transforms
 from strategies import as_user
 
@@ -141,3 +142,29 @@ def test_no_bound_above_what_many_refined_starts_find(chain: Chain, kind: str) -
             refined = factorize(A, chain, order="balanced" if start % 2 else "l2r", refine=10).certificate.error
             assert proof.lower_bound <= relative_error(A, factorize(seed, chain).product) * (1 + 1e-9)
             assert proof.lower_bound <= refined * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("large", [1, 1 << 14])
+def test_single_precision_breaks_no_promise(large: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bounds of float32 and complex64 runs hold against what float64 reaches, with and without the early stop."""
+    monkeypatch.setattr(problem, "LARGE", large)
+    generator = torch.Generator().manual_seed(large)
+
+    def whole(high: int, size: int) -> list[int]:
+        return torch.randint(1, high, (size,), generator=generator).tolist()
+
+    checked = 0
+    for case in range(60):
+        factors = 2 + case % 3
+        chain = Chain.from_radices(whole(4, factors), whole(4, factors), whole(4, factors - 1), *whole(3, 2))
+        dtype = (torch.float32, torch.complex64)[case % 2]
+        double = torch.promote_types(dtype, torch.float64)
+        clean = transforms.random_product(chain, dtype=double, generator=generator).dense()
+        noise = torch.randn(chain.shape, dtype=double, generator=generator)
+        A = (clean + 10.0 ** -(case % 7) * noise * clean.norm() / noise.norm()).to(dtype)
+        reached = factorize(A.to(double), chain, refine=2).certificate.error
+        proof = factorize(A, chain, order=("l2r", "r2l", "balanced", "best")[case % 4]).certificate
+        assert proof.lower_bound <= reached * (1 + 1e-12)
+        assert proof.exact or proof.guarantee >= proof.error
+        checked += not proof.exact
+    assert checked > 30

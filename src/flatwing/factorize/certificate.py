@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 
 from .order import optimality_factor, peels_ends
-from .problem import Problem
+from .problem import CAREFUL_BELOW, Problem
 from .solvers import TOLERANCE
 
 # An error below this many roundings (times the square root of the number of factors) is no error at all.
@@ -113,7 +113,10 @@ def prove(
             ]
             inside = sum(parts) if peels_ends(order) else sum(sqrt(max(part, 0.0)) for part in parts) ** 2
             bound = relative(outside + inside, norm) + 8 * eps  # the factors are rounded, too
-        least = 0.0 if is_exact else relative(problem.total(lower, rows), norm)
+            if bound > CAREFUL_BELOW:  # so are the differences of energies that measured the tails
+                bound = sqrt(bound**2 + 8 * torch.finfo(torch.float64).eps * len(tails))
+        # the norm that everything is relative to was summed in the dtype of the matrix
+        least = 0.0 if is_exact else relative(problem.total(lower, rows), norm) * (1 - 4 * eps)
         return Certificate(relative(achieved, norm), least, bound, factor, theorem, is_exact)
 
     norm = problem.total(problem.norm)

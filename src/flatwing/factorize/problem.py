@@ -51,7 +51,8 @@ class Problem:
         norm = energy(values)
         outside = torch.zeros_like(norm)
         if pattern.blocks > 1:
-            outside = energy(without_support(flat, pattern))
+            # part of every bound, so it gets the digits of float64 whatever the dtype
+            outside = energy(without_support(flat, pattern).to(torch.promote_types(flat.dtype, torch.float64)))
         return cls(chain, batch, values.reshape(-1, pattern.b, pattern.c), exponents, norm + outside, outside)
 
     @cached_property
@@ -135,7 +136,8 @@ class Problem:
         values = self.values.to(torch.promote_types(self.values.dtype, torch.float64))
         slack = 4 * torch.finfo(torch.float64).eps
         full = matrix_tails(values, splits, careful=False)
-        lower = self._lower(splits, full, slack)
+        # differences of energies: their rounding is a share of the energy, not of the bound
+        lower = (self._lower(splits, full, slack) - slack * self.norm).clamp_min(0)
         if bool((lower < CAREFUL_BELOW**2 * self.norm)[asked].any()):
             full = matrix_tails(values, splits, careful=True)
             lower = self._lower(splits, full, slack, TOLERANCE)

@@ -58,8 +58,10 @@ def select_solver(small: int, large: int, rank: int, device: torch.device) -> Bl
 
 
 def energy(blocks: Num[torch.Tensor, "k ..."]) -> Float[torch.Tensor, " k"]:
-    """Squared Frobenius norm of each block, in float64."""
-    return torch.linalg.vector_norm(blocks.flatten(1), dim=1).double().square()
+    """Squared Frobenius norm of each block: rows are summed in the dtype of the blocks, blocks in float64."""
+    real = torch.view_as_real(blocks).flatten(-2) if blocks.is_complex() else blocks
+    rows = torch.linalg.vector_norm(real, dim=-1).double()
+    return torch.linalg.vector_norm(rows.flatten(1), dim=1).square() if rows.ndim > 1 else rows.square()
 
 
 @final
