@@ -14,7 +14,7 @@ from ..core import as_matrix, threads_for
 from ..structure import Chain, SparseProduct
 from ..structure.nearest import nearest_chainable
 from .butterfly import fix_signs, hierarchical, split_at
-from .certificate import prove, relative, rounding_level
+from .certificate import is_rounding, prove, relative
 from .factorization import Factorization, SplitReport
 from .order import split_order
 from .permutation import Permutations, candidate_permutations, permuted
@@ -140,8 +140,7 @@ class _Attempt:
     @property
     def exact(self) -> bool:
         """Whether the errors of all matrices are rounding."""
-        floor = rounding_level(self.problem.values.dtype, len(self.problem.chain))
-        return bool((self.error <= floor**2 * self.problem.norm).all())
+        return bool(is_rounding(self.problem, self.error).all())
 
 
 @lru_cache(maxsize=256)

@@ -8,7 +8,7 @@ from math import inf, isfinite, sqrt
 from typing import Any, final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from .order import optimality_factor, peels_ends
 from .problem import CAREFUL_BELOW, Problem
@@ -87,7 +87,7 @@ def prove(
     none without orthonormalization.
     """
     floor = rounding_level(problem.values.dtype, len(problem.chain))
-    exact = error <= floor**2 * problem.norm
+    exact = is_rounding(problem, error)
     tails: list[torch.Tensor | None] = [None] * (len(problem.chain) - 1)
     lower = torch.zeros_like(error)
     if not bool(exact.all()):
@@ -123,6 +123,12 @@ def prove(
     matrix_errors = [None if t is None else relative(problem.total(problem.outside + t), norm) for t in tails]
     certificates = tuple(certify(r) for r in (rows[:1] if problem.count == 1 else rows))
     return certificates * 2 if problem.count == 1 else certificates, matrix_errors
+
+
+def is_rounding(problem: Problem, error: Float[torch.Tensor, " batch"]) -> Bool[torch.Tensor, " batch"]:
+    """Whether the squared errors of the matrices of a batch are no more than rounding."""
+    floor = rounding_level(problem.values.dtype, len(problem.chain))
+    return error <= floor**2 * problem.norm
 
 
 def _ceilings(

@@ -133,13 +133,13 @@ class Problem:
             lower = self._lower(splits, known, 64 * torch.finfo(self.values.dtype).eps, TOLERANCE)
             if bool((error <= CLOSE_ENOUGH**2 * lower)[asked].all()):
                 return lower, [None if t is None else self.per_matrix(t) for t in tails]
-        values = self.values.to(torch.promote_types(self.values.dtype, torch.float64))
         slack = 4 * torch.finfo(torch.float64).eps
-        full = matrix_tails(values, splits, careful=False)
+        full = matrix_tails(self.values, splits, careful=False)  # goes to float64 strip by strip
         # differences of energies: their rounding is a share of the energy, not of the bound
         lower = (self._lower(splits, full, slack) - slack * self.norm).clamp_min(0)
         if bool((lower < CAREFUL_BELOW**2 * self.norm)[asked].any()):
-            full = matrix_tails(values, splits, careful=True)
+            double = torch.promote_types(self.values.dtype, torch.float64)
+            full = matrix_tails(self.values.to(double), splits, careful=True)
             lower = self._lower(splits, full, slack, TOLERANCE)
         return lower, [self.per_matrix(t) for t in full]
 
