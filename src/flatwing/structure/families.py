@@ -63,18 +63,27 @@ class ChainFamilies:
         return cls.from_radices(radices, radices, [rank] * (len(radices) - 1))
 
     @classmethod
-    def monarch(cls, m: int, n: int, blocks: int, rank: int = 1) -> Chain:
-        """Monarch product of m x n: a strided and a contiguous block-diagonal factor, `blocks` blocks each.
+    def monarch(cls, m: int, n: int, blocks: int | tuple[int, int], rank: int = 1) -> Chain:
+        """Monarch product of m x n: a strided and a contiguous block-diagonal factor; every block has rank `rank`.
 
-        `blocks` divides m and n. Costs `rank` * blocks * (m + n) parameters. Source: Dao et al. 2022, rectangular form.
+        `blocks` = (A, B) are the numbers of blocks along the rows and along the columns, one number stands for both;
+        A divides m and B divides n. Costs `rank` * (B m + A n) parameters. Source: Dao et al. 2022, rectangular form.
 
         >>> from flatwing import Chain
         >>> print(Chain.monarch(1024, 1024, blocks=32))
         (1,32,32,32)(32,32,32,1)
+        >>> print(Chain.monarch(6, 8, blocks=(1, 2), rank=3))
+        (1,6,6,1)(2,3,4,1)
         """
-        m, n, blocks, rank = _whole("m, n, blocks and rank", [m, n, blocks, rank])
-        _divides("blocks", blocks, m, n)
-        return cls.from_radices((m // blocks, blocks), (blocks, n // blocks), (rank,))
+        pair = blocks if isinstance(blocks, (tuple, list)) else (blocks, blocks)
+        if len(pair) != 2:
+            raise ValueError(f"blocks={blocks!r}. Rule: one number, or two such as (2, 4) for rows and columns.")
+        m, n, A, B, rank = _whole("m, n, blocks and rank", [m, n, *pair, rank])
+        if A == B:
+            _divides("blocks", A, m, n)
+        _divides("blocks", A, m)
+        _divides("blocks", B, n)
+        return cls.from_radices((m // A, A), (B, n // B), (rank,))
 
     @classmethod
     def block_diagonal(cls, m: int, n: int, blocks: int) -> Chain:

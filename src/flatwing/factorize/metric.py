@@ -1,0 +1,75 @@
+"""Metric: how much an error in each direction of the input matters, from the second moments of the data."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import final
+
+import torch
+from jaxtyping import Float
+
+from ..core import as_matrix
+
+
+@final
+class Metric:
+    """The norm |E|_C = sqrt(tr(E C E^T)) of an error E = W - W', for inputs with second moments C = E[x x^T].
+
+    `covariance` is (n, n), symmetric positive semidefinite; `damp` times its mean diagonal is added to the diagonal, so
+    that directions no sample showed still cost something. Everything is float64.
+
+    Raises `ValueError` for a matrix that is not square, symmetric, finite or positive, or a negative `damp`.
+
+    >>> metric = Metric(torch.diag(torch.tensor([4.0, 1.0])), damp=0.0)
+    >>> metric.norm(torch.tensor([[1.0, 0.0], [0.0, 1.0]])) ** 2
+    5.0
+    """
+
+    def __init__(self, covariance: Float[torch.Tensor, "n n"], damp: float = 1e-3) -> None:
+        matrix = as_matrix(covariance, "covariance").double()
+        n = matrix.shape[0]
+        if matrix.shape != (n, n):
+            raise ValueError(f"covariance has shape {tuple(matrix.shape)}. Rule: square, (n, n) for n inputs.")
+        if not damp >= 0:
+            raise ValueError(f"damp={damp} is not a share. Rule: damp >= 0, such as 1e-3.")
+        scale = float(matrix.diagonal().mean())
+        if not scale > 0:
+            raise ValueError("covariance has trace 0: every input was zero. Rule: calibrate with inputs that vary.")
+        if float((matrix - matrix.mT).abs().max()) > 1e-5 * float(matrix.abs().max()):
+            raise ValueError("covariance is not symmetric. Rule: C = E[x x^T]; write (C + C.T) / 2.")
+        self.damp = damp
+        self.covariance = (matrix + matrix.mT) / 2
+        self.covariance.diagonal().add_(damp * scale)
+
+    @classmethod
+    def identity(cls, n: int, device: torch.device | str | None = None) -> Metric:
+        """All inputs alike: the Frobenius norm."""
+        return cls(torch.eye(n, dtype=torch.float64, device=device), damp=0.0)
+
+    @cached_property
+    def root(self) -> Float[torch.Tensor, "n n"]:
+        """Lower triangular L with L L^T = C; C is damped further, tenfold at a time, until it has one."""
+        return cholesky(self.covariance)
+
+    def norm(self, error: Float[torch.Tensor, "m n"]) -> float:
+        """|E|_C. Cost: m n^2."""
+        error = error.double()
+        return float(((error @ self.covariance) * error).sum().clamp_min(0).sqrt())
+
+
+def cholesky(matrix: Float[torch.Tensor, "*batch n n"]) -> Float[torch.Tensor, "*batch n n"]:
+    """Cholesky factors; matrices that rounding left without one get the smallest power-of-ten ridge that gives one."""
+    size = matrix.diagonal(dim1=-2, dim2=-1).abs().mean(-1, keepdim=True)
+    for ridge in (0.0, *(10.0**-k for k in range(14, 0, -1))):
+        shifted = matrix if not ridge else matrix + torch.diag_embed((ridge * size).expand(matrix.shape[:-1]))
+        factor, failed = torch.linalg.cholesky_ex(shifted)
+        if not failed.any():
+            return factor
+    raise ValueError("a second-moment matrix is not positive semidefinite. Rule: C = E[x x^T] of finite inputs.")
+
+
+def solve(matrix: Float[torch.Tensor, "*batch n n"], rhs: Float[torch.Tensor, "*batch n k"]) -> torch.Tensor:
+    """matrix^-1 rhs for symmetric positive semidefinite matrices; a ridge near rounding keeps singular ones finite."""
+    size = matrix.diagonal(dim1=-2, dim2=-1).abs().mean(-1, keepdim=True)
+    ridge = (1e-12 * size + 1e-300).expand(matrix.shape[:-1])
+    return torch.cholesky_solve(rhs, cholesky(matrix + torch.diag_embed(ridge)))
