@@ -1,4 +1,4 @@
-"""The transformer block that all built-in models share: attention and MLP of plain `nn.Linear`, each with its own name."""
+"""The transformer block that all built-in models share: attention and MLP of plain, named `nn.Linear`."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing_extensions import override
 class Block(nn.Module):
     """Pre-norm transformer block: x + o(attention(q, k, v)), then x + down(gelu(up)).
 
-    The six linear layers are `q`, `k`, `v`, `o` (width x width), `up` and `down` (mlp * width). A causal block sees only
-    earlier positions and knows where it is by rotating queries and keys (Su et al., RoFormer, 2021); a block that is
-    not causal leaves positions to the model. Raises `ValueError` if the heads do not divide the width.
+    The six linear layers are `q`, `k`, `v`, `o` (width x width), `up` and `down` (mlp * width). A causal block sees
+    only earlier positions and knows where it is by rotating queries and keys (Su et al., RoFormer, 2021); a block that
+    is not causal leaves positions to the model. Raises `ValueError` if the heads do not divide the width.
 
     >>> Block(width=8, heads=2)(torch.zeros(1, 5, 8)).shape
     torch.Size([1, 5, 8])

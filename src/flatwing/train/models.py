@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from itertools import pairwise
 from math import sqrt
 from typing import Any, Self, final
 
@@ -98,7 +99,7 @@ class DigitsMLP(Model):
     def __init__(self, width: int = 256, depth: int = 2) -> None:
         super().__init__(width=width, depth=depth)
         sides = [PIXELS] + [width] * depth
-        self.layers = nn.ModuleList(nn.Linear(n, m) for n, m in zip(sides, sides[1:], strict=False))
+        self.layers = nn.ModuleList(nn.Linear(n, m) for n, m in pairwise(sides))
         self.head = nn.Linear(width, CLASSES)
 
     @override

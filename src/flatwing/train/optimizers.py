@@ -1,0 +1,74 @@
+"""Optimizers of torch by name, over the parameters of a model that can be trained."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from ..core import Registry
+
+REFUSED = {
+    "LBFGS": "it evaluates the loss several times per step",
+    "SparseAdam": "it needs sparse gradients",
+}
+NO_MAPS = (
+    "embed",
+    "head",
+    "wte",
+    "wpe",
+    "position",
+)  # names of tables: their rows do not mix, so Muon has no use there
+
+OPTIMIZERS: Registry[type[Optimizer]] = Registry("optimizer")
+for _name, _kind in sorted(vars(torch.optim).items()):
+    if isinstance(_kind, type) and issubclass(_kind, Optimizer) and _kind is not Optimizer:
+        OPTIMIZERS.register(_name)(_kind)
+
+
+def make_optimizers(model: nn.Module, name: str, lr: float, weight_decay: float = 0.0) -> list[Optimizer]:
+    """The optimizer of `torch.optim` called `name`, as a list: "Muon" takes the matrices and leaves the rest to AdamW.
+
+    Weight decay falls on matrices only, not on biases, norms and other vectors. Muon's steps are scaled to the size of
+    AdamW's, so both take one `lr`; embeddings and heads go to AdamW (Jordan, 2024; Liu et al., 2025, arXiv:2502.16982).
+    Raises `ValueError` for an unknown name, one that `fit` cannot drive, or a model without trainable parameters.
+
+    >>> [type(optimizer).__name__ for optimizer in make_optimizers(nn.Linear(2, 2), "Muon", 1e-3)]
+    ['Muon', 'AdamW']
+    >>> make_optimizers(nn.Linear(2, 2), "AdamWW", 1e-3)
+    Traceback (most recent call last):
+    ValueError: unknown optimizer 'AdamWW', did you mean 'AdamW'? Known: ...
+    """
+    kind = OPTIMIZERS[name]
+    if name in REFUSED:
+        raise ValueError(f"optimizer is {name!r}, but {REFUSED[name]}. Rule: one step per gradient. Take 'AdamW'.")
+    if weight_decay and "weight_decay" not in inspect.signature(kind).parameters:
+        raise ValueError(f"{name} has no weight decay, got {weight_decay}. Write weight_decay=0 or take 'AdamW'.")
+    named = {key: p for key, p in model.named_parameters() if p.requires_grad}
+    if not named:
+        raise ValueError(f"{type(model).__name__} has no parameter that requires grad. Unfreeze what shall be trained.")
+    if name != "Muon":
+        return _split(kind, named.values(), lr, weight_decay)
+    hidden = [p for key, p in named.items() if p.ndim == 2 and not any(part in key for part in NO_MAPS)]
+    taken = {id(p) for p in hidden}
+    rest = [p for p in named.values() if id(p) not in taken]
+    made = _split(torch.optim.AdamW, rest, lr, weight_decay) if rest else []
+    if hidden:
+        muon = torch.optim.Muon(hidden, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+        made.insert(0, muon)
+    return made
+
+
+def _split(kind: Callable[..., Optimizer], params: Iterable[nn.Parameter], lr: float, decay: float) -> list[Optimizer]:
+    """One optimizer, in two groups: what decays and what does not."""
+    parts: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
+    for p in params:
+        parts[p.ndim < 2].append(p)
+    groups: list[dict[str, Any]] = [{"params": part} for part in parts]
+    if "weight_decay" in inspect.signature(kind).parameters:
+        groups[0]["weight_decay"], groups[1]["weight_decay"] = decay, 0.0
+    return [kind([group for group in groups if group["params"]], lr=lr)]

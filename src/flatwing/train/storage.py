@@ -1,0 +1,80 @@
+"""Safetensors files with a format name and JSON notes: weights of a model, state of a run."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from ..core import replacing
+from .models import Model, architecture_of, build_model
+
+WEIGHTS = "flatwing.weights.1"
+
+
+def save_tensors(
+    path: str | os.PathLike[str], tensors: Mapping[str, torch.Tensor], notes: Mapping[str, Any], kind: str
+) -> None:
+    """Write tensors and what JSON can hold of `notes` under a format name; the file appears whole or not at all."""
+    # clones, because two names of one storage (tied weights) are two tensors in the file
+    copies = {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+    with replacing(path) as temporary:
+        try:
+            save_file(copies, temporary, metadata={"format": kind, "notes": json.dumps(notes)})
+        except SafetensorError as error:
+            raise OSError(f"could not write {str(path)!r}: {error}") from error
+
+
+def load_tensors(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """What `save_tensors` wrote under that format name; raises `ValueError` for any other file. Nothing is executed."""
+    if not Path(path).is_file():
+        raise ValueError(f"there is no file {str(path)!r}. Rule: a safetensors file of format {kind!r}.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != kind:
+                raise ValueError(
+                    f"{str(path)!r} has format {metadata.get('format')!r}. Rule: {kind!r}. Name another file."
+                )
+            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(metadata["notes"])  # noqa: SIM118
+    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"{str(path)!r} is not readable ({error}); it may be truncated. Rule: a file of format {kind!r}. Delete it."
+        ) from error
+
+
+def save_model(path: str | os.PathLike[str], model: Model) -> None:
+    """Weights, name and sizes of a built-in model in one safetensors file; `load_model` gives the model back.
+
+    Raises `ValueError` for a model whose class is not in `MODELS`.
+    """
+    name = architecture_of(model)
+    if name is None:
+        raise ValueError(f"{type(model).__name__} is not a built-in architecture. Rule: one of flatwing.train.MODELS.")
+    save_tensors(path, model.state_dict(), {"architecture": name, "config": model.config()}, WEIGHTS)
+
+
+def load_model(path: str | os.PathLike[str]) -> Model:
+    """The model that `save_model` wrote, in training mode as a new one; raises `ValueError` for any other file."""
+    tensors, notes = load_tensors(path, WEIGHTS)
+    try:
+        model = build_model(notes["architecture"], notes["config"])
+        load_weights(model, tensors)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{str(path)!r} holds no built-in model: {error}") from error
+    return model
+
+
+def load_weights(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Load a state dict, every name and shape; raises `ValueError` where torch would raise `RuntimeError`."""
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ValueError(f"the weights do not fit {type(model).__name__}: {error}") from error
