@@ -5,6 +5,7 @@ from .factorize import Choice as Choice
 from .factorize import Factorization as Factorization
 from .factorize import choose as choose
 from .factorize import factorize as factorize
+from .nn import StructuredLinear as StructuredLinear
 from .structure import Chain as Chain
 from .structure import Pattern as Pattern
 from .structure import SparseProduct as SparseProduct
