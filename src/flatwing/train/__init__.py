@@ -1,6 +1,8 @@
 """Models that come with the library, and one loop to train them."""
 
 from .block import Block as Block
+from .examples import EXAMPLES as EXAMPLES
+from .examples import Trained as Trained
 from .loop import cross_entropy as cross_entropy
 from .loop import fit as fit
 from .models import MODELS as MODELS

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -41,6 +41,7 @@ def fit(
     lr: float,
     loss: Callable[[nn.Module, Any], torch.Tensor] = cross_entropy,
     optimizer: str = "AdamW",
+    options: Mapping[str, Any] | None = None,
     weight_decay: float = 0.0,
     schedule: str = "cosine",
     warmup: int = 0,
@@ -59,6 +60,8 @@ def fit(
     (the generator, dropout) is derived from (seed, step), so a resumed run equals an uninterrupted one; the global
     generators are left as they were. The gradient is cut to norm `clip`; "bf16" computes under autocast.
 
+    `optimizer` and its `options` are those of `make_optimizers`.
+
     With `evaluate(model) -> score` (lower is better) the model is scored before the first step, every `every` steps
     and after the last; `keep="best"` ends with the weights of the lowest score. With `checkpoint`, a file, the run is
     saved at the same steps and goes on from there when called again. A metric has step, loss, lr, norm (of the
@@ -73,11 +76,12 @@ def fit(
     (50, True)
     """
     settings = {
-        "steps": steps, "lr": lr, "optimizer": optimizer, "weight_decay": weight_decay, "schedule": schedule,
-        "warmup": warmup, "clip": clip, "precision": precision, "seed": seed, "every": every, "keep": keep,
+        "steps": steps, "lr": lr, "optimizer": optimizer, "options": dict(options or {}), "weight_decay": weight_decay,
+        "schedule": schedule, "warmup": warmup, "clip": clip, "precision": precision, "seed": seed, "every": every,
+        "keep": keep,
     }  # fmt: skip
     _check(settings, evaluate is not None)
-    optimizers = make_optimizers(model, optimizer, lr, weight_decay)
+    optimizers = make_optimizers(model, optimizer, lr, weight_decay, options)
     if checkpoint is not None:
         require_writable(checkpoint)
         state = State.resume(checkpoint, model, optimizers, settings)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -30,11 +30,14 @@ for _name, _kind in sorted(vars(torch.optim).items()):
         OPTIMIZERS.register(_name)(_kind)
 
 
-def make_optimizers(model: nn.Module, name: str, lr: float, weight_decay: float = 0.0) -> list[Optimizer]:
+def make_optimizers(
+    model: nn.Module, name: str, lr: float, weight_decay: float = 0.0, options: Mapping[str, Any] | None = None
+) -> list[Optimizer]:
     """The optimizer of `torch.optim` called `name`, as a list: "Muon" takes the matrices and leaves the rest to AdamW.
 
-    Weight decay falls on matrices only, not on biases, norms and other vectors. Muon's steps are scaled to the size of
-    AdamW's, so both take one `lr`; embeddings and heads go to AdamW (Jordan, 2024; Liu et al., 2025, arXiv:2502.16982).
+    `options` are further arguments of that optimizer. Weight decay falls on matrices only, not on biases, norms and
+    other vectors. Muon's steps are scaled to the size of AdamW's, so both take one `lr`; embeddings and heads go to
+    AdamW (Jordan, 2024; Liu et al., 2025, arXiv:2502.16982).
     Raises `ValueError` for an unknown name, one that `fit` cannot drive, or a model without trainable parameters.
 
     >>> [type(optimizer).__name__ for optimizer in make_optimizers(nn.Linear(2, 2), "Muon", 1e-3)]
@@ -51,19 +54,30 @@ def make_optimizers(model: nn.Module, name: str, lr: float, weight_decay: float 
     named = {key: p for key, p in model.named_parameters() if p.requires_grad}
     if not named:
         raise ValueError(f"{type(model).__name__} has no parameter that requires grad. Unfreeze what shall be trained.")
+    options = dict(options or {})
+    for option in options:
+        if option not in inspect.signature(kind).parameters or option in ("params", "lr", "weight_decay"):
+            known = [n for n in inspect.signature(kind).parameters if n not in ("params", "lr", "weight_decay")]
+            raise ValueError(f"{name} has no option {option!r}. Known: {', '.join(known)}.")
     if name != "Muon":
-        return _split(kind, named.values(), lr, weight_decay)
+        return _split(kind, named.values(), lr, weight_decay, options)
     hidden = [p for key, p in named.items() if p.ndim == 2 and not any(part in key for part in NO_MAPS)]
     taken = {id(p) for p in hidden}
     rest = [p for p in named.values() if id(p) not in taken]
-    made = _split(torch.optim.AdamW, rest, lr, weight_decay) if rest else []
+    made = _split(torch.optim.AdamW, rest, lr, weight_decay, {}) if rest else []
     if hidden:
-        muon = torch.optim.Muon(hidden, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
-        made.insert(0, muon)
+        options.setdefault("adjust_lr_fn", "match_rms_adamw")
+        made.insert(0, torch.optim.Muon(hidden, lr=lr, weight_decay=weight_decay, **options))
     return made
 
 
-def _split(kind: Callable[..., Optimizer], params: Iterable[nn.Parameter], lr: float, decay: float) -> list[Optimizer]:
+def _split(
+    kind: Callable[..., Optimizer],
+    params: Iterable[nn.Parameter],
+    lr: float,
+    decay: float,
+    options: Mapping[str, Any],
+) -> list[Optimizer]:
     """One optimizer, in two groups: what decays and what does not."""
     parts: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
     for p in params:
@@ -71,4 +85,4 @@ def _split(kind: Callable[..., Optimizer], params: Iterable[nn.Parameter], lr: f
     groups: list[dict[str, Any]] = [{"params": part} for part in parts]
     if "weight_decay" in inspect.signature(kind).parameters:
         groups[0]["weight_decay"], groups[1]["weight_decay"] = decay, 0.0
-    return [kind([group for group in groups if group["params"]], lr=lr)]
+    return [kind([group for group in groups if group["params"]], lr=lr, **options)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -71,7 +72,7 @@ class State:
         if not Path(path).exists():
             return State()
         tensors, notes = load_tensors(path, RUN)
-        for name, value in settings.items():
+        for name, value in json.loads(json.dumps(dict(settings))).items():
             if notes["settings"].get(name) != value:
                 raise ValueError(
                     f"{str(path)!r} is of a run with {name}={notes['settings'].get(name)!r}, this one has "

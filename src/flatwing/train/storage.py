@@ -50,20 +50,30 @@ def load_tensors(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, tor
         ) from error
 
 
-def save_model(path: str | os.PathLike[str], model: Model) -> None:
+def save_model(path: str | os.PathLike[str], model: Model, recipe: Mapping[str, Any] | None = None) -> None:
     """Weights, name and sizes of a built-in model in one safetensors file; `load_model` gives the model back.
 
-    Raises `ValueError` for a model whose class is not in `MODELS`.
+    `recipe` says how it was trained, in what JSON can hold. Raises `ValueError` for a class that is not in `MODELS`.
     """
     name = architecture_of(model)
     if name is None:
         raise ValueError(f"{type(model).__name__} is not a built-in architecture. Rule: one of flatwing.train.MODELS.")
-    save_tensors(path, model.state_dict(), {"architecture": name, "config": model.config()}, WEIGHTS)
+    notes = {"architecture": name, "config": model.config(), "recipe": dict(recipe or {})}
+    save_tensors(path, model.state_dict(), notes, WEIGHTS)
 
 
-def load_model(path: str | os.PathLike[str]) -> Model:
-    """The model that `save_model` wrote, in training mode as a new one; raises `ValueError` for any other file."""
+def load_model(path: str | os.PathLike[str], recipe: Mapping[str, Any] | None = None) -> Model:
+    """The model that `save_model` wrote, in training mode as a new one.
+
+    Raises `ValueError` for any other file, and for one that was trained by another recipe, if one is given.
+    """
     tensors, notes = load_tensors(path, WEIGHTS)
+    for name, value in (recipe or {}).items():
+        if notes.get("recipe", {}).get(name) != value:
+            raise ValueError(
+                f"{str(path)!r} was trained with {name}={notes.get('recipe', {}).get(name)!r}, wanted is "
+                f"{name}={value!r}. Rule: the same recipe. Name another file, or delete this one."
+            )
     try:
         model = build_model(notes["architecture"], notes["config"])
         load_weights(model, tensors)
