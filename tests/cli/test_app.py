@@ -18,6 +18,7 @@ OPTIONS = {
     "factorize": (
         "--budget --chain --draw --example --force --format --n --order --out --perm --refine --tolerance source"
     ),
+    "report": "--format --open --out run",
     "demo": "--out",
 }
 

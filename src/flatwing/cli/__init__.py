@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import demo, factorize
+from . import demo, factorize, report
 
 app = typer.Typer(
     name="flatwing",
@@ -16,6 +16,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("factorize")(factorize.command)
+app.command("report")(report.command)
 app.command("demo")(demo.command)
 
 

@@ -1,0 +1,125 @@
+"""A run folder: `result.json` and what lies beside it."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+from .node import parse
+from .record import Record, read_record
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One line of the healing log; `heldout` where it was measured."""
+
+    step: int
+    loss: float | None
+    heldout: float | None
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What a run folder tells; `notes` name what is missing in it."""
+
+    folder: Path
+    record: Record
+    healing: tuple[Step, ...]
+    seconds: dict[str, float]
+    environment: dict[str, str]
+    config: str | None
+    model: Path | None
+    notes: tuple[str, ...]
+
+
+def read_run(folder: str | os.PathLike[str]) -> Run:
+    """Read a run folder.
+
+    Only `result.json` must exist. A last line of `metrics.jsonl` that was cut off is left out and noted. Raises
+    `ValueError` if the folder or `result.json` is missing, or a file that exists is not what its name says.
+    """
+    path = Path(folder)
+    if not path.is_dir():
+        raise ValueError(f"{str(path)!r} is not a run folder: there is no such folder. Name the OUT of a flatwing run.")
+    result = _text(path / "result.json")
+    if result is None:
+        raise ValueError(
+            f"{str(path)!r} is not a finished run: it has no result.json. "
+            "Finish the run (the same command resumes it), then ask for its report."
+        )
+    record = read_record(parse(result, "result.json"))
+    notes: list[str] = []
+    healing, seconds = _log(_text(path / "metrics.jsonl"), notes)
+    environment = _text(path / "environment.json")
+    config = _text(path / "config.toml")
+    notes += [
+        f"{name} is not in the run folder."
+        for name, text in (("environment.json", environment), ("config.toml", config))
+        if text is None
+    ]
+    return Run(
+        folder=path,
+        record=record,
+        healing=healing,
+        seconds=seconds,
+        environment={} if environment is None else _flat(parse(environment, "environment.json").value),
+        config=config,
+        model=_inside(path, record.model or "model.safetensors"),
+        notes=tuple(notes),
+    )
+
+
+def _text(path: Path) -> str | None:
+    if not path.exists():
+        return None
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path.name} is not UTF-8 text: {error.reason} at byte {error.start}. Write it again."
+        ) from None
+    except OSError as error:
+        raise ValueError(f"cannot read {str(path)!r}: {error.strerror}. Rule: an ordinary file.") from None
+
+
+def _inside(folder: Path, name: str) -> Path | None:
+    """The file, if it exists; raises `ValueError` if it lies outside of the folder."""
+    path = folder / name
+    if Path(name).is_absolute() or not path.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"result.json: files.model is {name!r}. Rule: a file inside the run folder.")
+    return path if path.is_file() else None
+
+
+def _flat(values: dict[str, Any]) -> dict[str, str]:
+    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items()}
+
+
+def _log(text: str | None, notes: list[str]) -> tuple[tuple[Step, ...], dict[str, float]]:
+    """Healing steps in order, and seconds by stage."""
+    if text is None:
+        notes.append("metrics.jsonl is not in the run folder.")
+        return (), {}
+    lines = text.split("\n")
+    steps: dict[int, Step] = {}
+    seconds: dict[str, float] = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            node = parse(line, f"metrics.jsonl line {number}")
+        except ValueError:
+            if number < len(lines):
+                raise
+            notes.append(f"metrics.jsonl ends in the middle of line {number}, which is left out.")
+            break
+        stage, step = node.text("stage") or "other", node.count("step")
+        if stage == "heal" and step is not None:  # a step that was run again after a restart counts once
+            steps[step] = Step(step, node.number("loss"), node.number("heldout"))
+        elif (spent := node.number("seconds")) is not None:
+            seconds[stage] = seconds.get(stage, 0.0) + spent
+    return tuple(steps[step] for step in sorted(steps)), seconds

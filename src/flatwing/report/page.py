@@ -1,0 +1,155 @@
+"""`write`: a run folder in, one HTML file out that needs nothing else."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from ..core import replacing
+from . import words
+from .charts import Chart, Series, line_chart
+from .compare import measure_of, view_cards, view_landmarks, view_latency, view_stages
+from .folder import Run, Step, read_run
+from .layers import SHOWN, view_layers
+from .magnitudes import magnitudes, opened
+from .record import Curve, Layer
+from .supports import draw_magnitudes, patterns
+
+NAME: Final = "report.html"
+SUFFIXES: Final = (".html", ".htm")
+PORTRAITS: Final = 3  # layers whose factors are shown
+LOOKS: Final = {"flatwing": "accent", "whitened SVD": "muted", "plain SVD": "faint"}
+
+
+def write(run_dir: str | os.PathLike[str], out: str | os.PathLike[str] | None = None) -> Path:
+    """Write the report of a run folder as one HTML file without links to anything outside, and return its path.
+
+    `out` is `report.html` in the run folder by default; an older report is replaced. Names and texts of the run are
+    escaped, numbers that are NaN or Infinity are shown as not known, optional parts that are missing are left out and
+    named. The file appears whole or not at all. Cost: a second, and one pass over the factors of three layers.
+
+    Raises `ValueError` if the folder is not a finished run, a file in it is cut off or malformed, or `out` is not an
+    .html file that can be written.
+
+    >>> write("no-such-run")
+    Traceback (most recent call last):
+    ValueError: 'no-such-run' is not a run folder: there is no such folder. Name the OUT of a flatwing run.
+    """
+    if out is not None and Path(out).suffix.lower() not in SUFFIXES:
+        raise ValueError(
+            f"cannot write a report to {str(out)!r}: its suffix is {Path(out).suffix!r}. Rule: .html. "
+            f"Write for example {str(Path(out).with_suffix('.html'))!r}."
+        )
+    run = read_run(run_dir)
+    path = run.folder / NAME if out is None else Path(out)
+    with replacing(path) as temporary:
+        # a lone surrogate, which JSON can hold, is no character of UTF-8
+        temporary.write_bytes(render(run).encode("utf-8", "replace"))
+    return path
+
+
+def render(run: Run) -> str:
+    """The page of a run as text."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader(__package__ or "flatwing.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    names = ("count", "short", "plain", "significant", "percent", "measured", "times", "duration")
+    environment.filters.update({name: getattr(words, name) for name in names})
+    return environment.get_template("report.html").render(**context(run))
+
+
+def context(run: Run) -> dict[str, Any]:
+    """What the template shows, already arranged and drawn."""
+    record = run.record
+    portraits, missing = _portraits(run.model, record.layers)
+    return {
+        "run": run,
+        "record": record,
+        "cards": view_cards(record),
+        "stages": view_stages(record),
+        "layers": view_layers(record.layers),
+        "shown": SHOWN,
+        "curve": _curve(record.curve),
+        "healing": _healing(run.healing),
+        "landmarks": view_landmarks(record),
+        "races": view_latency(record.metrics),
+        "portraits": portraits,
+        "measure": measure_of(record),
+        "notes": (*run.notes, *([missing] if missing else [])),
+    }
+
+
+def _curve(curve: Curve | None) -> Chart | None:
+    if curve is None:
+        return None
+    accuracy = curve.metric == "accuracy"
+    scale = 100.0 if accuracy else 1.0
+    methods: dict[str, list[tuple[float, float, float | None]]] = {}
+    for p in sorted(curve.points, key=lambda p: p.share):
+        points = methods.setdefault(p.method, [])
+        points.append((100 * p.share, p.value * scale, None if p.stderr is None else p.stderr * scale))
+    lines = [Series(name, LOOKS.get(name, "other"), tuple(points), marks=True) for name, points in methods.items()]
+    values = [p.value for p in curve.points if p.value > 0]
+    label = {"accuracy": "accuracy, %", "kl": "KL to the original", "loss": "held-out loss"}.get(
+        curve.metric, curve.metric
+    )
+    return line_chart(
+        "curve",
+        "Quality against budget",
+        lines,
+        x_label="share of the parameters kept, %",
+        y_label=label,
+        x_log=True,
+        x_ticks=[100 * p.share for p in curve.points],
+        x_text=lambda tick: f"{tick:.3g}",
+        y_log=not accuracy and len(values) == len(curve.points) > 0 and max(values) > 30 * min(values),
+        level=None if curve.dense is None else ("dense", curve.dense * scale),
+    )
+
+
+def _healing(steps: Sequence[Step]) -> Chart | None:
+    fitted = tuple((float(s.step), s.loss, None) for s in steps if s.loss is not None)
+    heldout = tuple((float(s.step), s.heldout, None) for s in steps if s.heldout is not None)
+    values = [value for _, value, _ in (*fitted, *heldout)]
+    return line_chart(
+        "healing",
+        "Healing",
+        [Series("held-out data", "accent", heldout, marks=len(heldout) < 30), Series("training data", "thin", fitted)],
+        x_label="step",
+        y_label="distance to the original (distillation loss)",
+        x_text=lambda tick: f"{tick:.0f}",
+        y_log=bool(values) and min(values) > 0 and max(values) > 30 * min(values),
+    )
+
+
+def _portraits(model: Path | None, layers: Sequence[Layer]) -> tuple[list[tuple[str, Layer, Any]], str | None]:
+    """Magnitudes of the layers with the largest, the middle and the smallest error, and why there are none."""
+    known = [x for x in layers if x.action == "replaced" and patterns(x) is not None]
+    known.sort(key=lambda x: -(x.error or 0.0))
+    if not known:
+        return [], None
+    if model is None:
+        return [], "model.safetensors is not in the run folder, so the factors' magnitudes are not shown."
+    places = sorted({0, len(known) // 2, len(known) - 1})[:PORTRAITS]
+    words_for = (
+        ["largest error", "middle", "smallest error"] if len(places) == PORTRAITS else ["largest error", "smallest"]
+    )
+    shown = []
+    try:
+        with opened(model) as file:
+            for place, what in zip(places, words_for, strict=False):
+                images, layer = magnitudes(file, known[place]), known[place]
+                if images is not None:
+                    svg = draw_magnitudes(f"magnitudes-{place}", layer.name, patterns(layer) or (), images)
+                    shown.append((what, layer, svg))
+    except ValueError as error:
+        return [], str(error)
+    return shown, None if shown else f"{model.name} does not hold the factors as plain numbers; they are not shown."
