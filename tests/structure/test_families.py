@@ -144,7 +144,7 @@ def test_deformable_factor_is_diagonal_blocks() -> None:
         (lambda: Chain.butterfly(1, ()), r"radices \(\) multiply to 1, but n=1"),
         (lambda: Chain.butterfly(4, (-2, -2)), r"radices must be >= 1, got \[-2, -2\]"),
         (lambda: Chain.monarch(12, 18, blocks=4), r"blocks=4 does not divide 12 and 18\. .*nearest good value is 3"),
-        (lambda: Chain.monarch(12, 18, blocks=0), r"m, n, blocks and rank must be >= 1, got \[12, 18, 0, 1\]"),
+        (lambda: Chain.monarch(12, 18, blocks=0), r"m, n, blocks and rank must be >= 1, got \[12, 18, 0, 0, 1\]"),
         (lambda: Chain.block_diagonal(6, 9, 2), r"blocks=2 does not divide 6 and 9\. .*nearest good value is 1"),
         (lambda: Chain.low_rank(0, 4, 2), r"m, n and rank must be >= 1, got \[0, 4, 2\]"),
         (lambda: Chain.block_butterfly(32, 5), r"block=5 does not divide 32\. .*nearest good value is 4"),
@@ -176,7 +176,7 @@ def test_wrong_arguments(call, message: str) -> None:
     [
         (lambda: Chain.butterfly(8.0), r"n and rank must be whole numbers, got \[8\.0, 1\]"),
         (lambda: Chain.butterfly(8, 2), r"radices must be whole numbers, got 2"),
-        (lambda: Chain.monarch("12", 12, 3), r"blocks and rank must be whole numbers, got \['12', 12, 3, 1\]"),
+        (lambda: Chain.monarch("12", 12, 3), r"blocks and rank must be whole numbers, got \['12', 12, 3, 3, 1\]"),
         (lambda: Chain.low_rank(4, 4, 1.5), r"m, n and rank must be whole numbers"),
         (lambda: Chain.deformable([(6.0, 8, 3, 4, 2)]), r"p, q, r, s and t must be whole numbers, got \(6\.0"),
     ],

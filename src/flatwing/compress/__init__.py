@@ -1,0 +1,1 @@
+"""Make a trained network smaller or faster, and say what is lost."""
