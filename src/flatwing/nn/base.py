@@ -7,7 +7,7 @@ import copy
 import math
 from collections.abc import Mapping
 from operator import index
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Num
@@ -100,12 +100,10 @@ class StructuredLayer(nn.Module, abc.ABC):
         half = first.dtype in (torch.float16, torch.bfloat16)
         matrix = (copy.deepcopy(self).float() if half else self).dense()
         trained = any(p.requires_grad for p in self.parameters() if p is not self.bias)
-        linear = nn.Linear(self.in_features, self.out_features, bias=False, device="meta")
-        linear.weight = nn.Parameter(matrix.to(first.dtype), requires_grad=trained)
-        linear.bias = own(self.bias)  # type: ignore[assignment]  # None is what bias=False gives
-        return linear.train(self.training)
+        weight = nn.Parameter(matrix.to(first.dtype), requires_grad=trained)
+        return linear_of(weight, own(self.bias), self.training)
 
-    def _take(self, linear: nn.Linear) -> None:
+    def take(self, linear: nn.Linear) -> None:
         """Bias, training mode and frozenness of the layer that this one replaces."""
         for p in self.parameters():
             p.requires_grad_(linear.weight.requires_grad)
@@ -125,6 +123,15 @@ def _rows(x: torch.Tensor) -> int:
 def own(tensor: torch.Tensor | None) -> nn.Parameter | None:
     """A parameter with a copy of these values and the same requires_grad; None stays None."""
     return None if tensor is None else nn.Parameter(tensor.detach().clone(), requires_grad=tensor.requires_grad)
+
+
+def linear_of(weight: torch.Tensor, bias: torch.Tensor | None, training: bool) -> nn.Linear:
+    """An `nn.Linear` around these very parameters."""
+    m, n = weight.shape
+    linear = nn.Linear(n, m, bias=False, device="meta").train(training)
+    linear.register_parameter("weight", cast(nn.Parameter, weight))
+    linear.register_parameter("bias", cast(nn.Parameter, bias))
+    return linear
 
 
 def uniform_(p: torch.Tensor, deviation: float) -> None:

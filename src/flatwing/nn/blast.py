@@ -108,7 +108,7 @@ class BlastLinear(StructuredLayer):
         fit = fit_blast(linear.weight.detach(), blocks=shape.blocks, rank=rank).structure
         values = (w.to(linear.weight) for w in (fit.left, fit.coupling, fit.right))
         layer = cls.from_factors(*values)
-        layer._take(linear)
+        layer.take(linear)
         return layer
 
     @override

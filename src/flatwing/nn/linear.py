@@ -53,7 +53,7 @@ class StructuredLinear(StructuredLayer):
         perm_out: Any = None,
     ) -> None:
         super().__init__()
-        self.chain = _chain(chain)
+        self.chain = as_chain(chain)
         if self.chain.nnz > LARGEST:
             raise ValueError(f"the chain has {self.chain.nnz} parameters. Rule: at most {LARGEST} in one layer.")
         self.out_features, self.in_features = self.chain.shape
@@ -99,7 +99,7 @@ class StructuredLinear(StructuredLayer):
         """
         product = factorize(linear.weight, chain, **options).product
         layer = cls.from_product(product.to(linear.weight.dtype))
-        layer._take(linear)
+        layer.take(linear)
         return layer
 
     @property
@@ -167,7 +167,7 @@ class StructuredLinear(StructuredLayer):
     def from_config(cls, config: Mapping[str, Any], dtype: torch.dtype | None = None) -> Self:
         """See `layer_from_config`."""
         perm_in, perm_out = (flag(config, name, default=False) for name in ("perm_in", "perm_out"))
-        chain, bias = _chain(config["chain"]), flag(config, "bias")
+        chain, bias = as_chain(config["chain"]), flag(config, "bias")
         return cls(chain, bias, device="meta", dtype=dtype, perm_in=perm_in, perm_out=perm_out)
 
     @override
@@ -192,7 +192,8 @@ def apply_rows(w: Num[torch.Tensor, "blocks b c"], x: Num[torch.Tensor, "k n"], 
     return y.reshape(a, d, b, k).transpose(1, 2).reshape(a * b * d, k).T
 
 
-def _chain(chain: Chain | str) -> Chain:
+def as_chain(chain: Chain | str) -> Chain:
+    """The chain itself, or the one that a text describes; raises `TypeError` for anything else."""
     if isinstance(chain, str):
         return Chain.parse(chain)
     if not isinstance(chain, Chain):

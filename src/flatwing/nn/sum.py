@@ -85,7 +85,7 @@ class SumLinear(StructuredLayer):
         products = fit_sum(linear.weight, chains, rounds, tolerance)
         terms = [StructuredLinear.from_product(product.to(linear.weight.dtype)) for product in products]
         layer = cls(*terms)
-        layer._take(linear)
+        layer.take(linear)
         return layer
 
     @override
