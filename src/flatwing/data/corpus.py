@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import sysconfig
 from pathlib import Path
 
@@ -94,8 +95,12 @@ def _check_length(tokens: torch.Tensor, length: int) -> None:
 
 def _names(library: Path) -> list[str]:
     """Relative paths with forward slashes, sorted, so that order and split are the same on every machine."""
-    paths = [path.relative_to(library) for path in library.rglob("*.py")]
-    return sorted(path.as_posix() for path in paths if not SKIPPED_FOLDERS.intersection(path.parts))
+    names = []
+    for folder, below, files in os.walk(library):
+        below[:] = [name for name in below if name not in SKIPPED_FOLDERS]  # os.walk then does not enter the others
+        here = Path(folder).relative_to(library)
+        names += [(here / name).as_posix() for name in files if name.endswith(".py")]
+    return sorted(names)
 
 
 def _split_of(name: str) -> str:

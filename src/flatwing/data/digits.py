@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from jaxtyping import Float, Int
-from torch.nn import functional as F
 
 from .splits import SPLITS, check_split
 
@@ -36,16 +35,3 @@ def digit_images(split: str = "train", seed: int = 0) -> tuple[Float[torch.Tenso
         rows.append(members[ends[part] : ends[part + 1]])
     order = torch.cat(rows).sort().values
     return torch.tensor(images, dtype=torch.float32)[order] / 16, y[order]
-
-
-def shifted(x: Float[torch.Tensor, "n 64"], generator: torch.Generator | None = None) -> Float[torch.Tensor, "n 64"]:
-    """Each image moved by -1, 0 or 1 pixel in both directions, at random; what moves in is 0.
-
-    >>> shifted(torch.zeros(2, 64)).shape
-    torch.Size([2, 64])
-    """
-    padded = F.pad(x.reshape(-1, 8, 8), (1, 1, 1, 1))
-    down, right = torch.randint(3, (2, len(x), 1), generator=generator)
-    eight = torch.arange(8)
-    image = torch.arange(len(x))[:, None, None]
-    return padded[image, (down + eight)[:, :, None], (right + eight)[:, None, :]].flatten(1)

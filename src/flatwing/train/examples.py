@@ -79,7 +79,8 @@ def digits(
     def make() -> Model:
         return DigitsViT(width=16, depth=1, heads=2) if quick else DigitsViT()
 
-    recipe = {"example": "digits", "seed": seed, "quick": quick, "steps": steps or (40 if quick else 600), "lr": 1e-3}
+    recipe = {"example": "digits", "seed": seed, "quick": quick, "steps": steps or (40 if quick else 600)}
+    recipe |= {"optimizer": "Muon", "options": {}, "lr": 1e-2, "weight_decay": 0.05}
     model = _trained(make, batches, recipe, cache, progress)
     return Trained(model, "digits", "classification", data)
 
@@ -105,7 +106,8 @@ def bytelm(
     def make() -> Model:
         return ByteLM(width=32, depth=2, heads=2, context=length) if quick else ByteLM(context=length)
 
-    recipe = {"example": "bytelm", "seed": seed, "quick": quick, "steps": steps or (20 if quick else 2400), "lr": 4e-3}
+    recipe = {"example": "bytelm", "seed": seed, "quick": quick, "steps": steps or (20 if quick else 2400)}
+    recipe |= {"optimizer": "AdamW", "options": {"betas": [0.9, 0.95]}, "lr": 4e-3, "weight_decay": 0.1}
     model = _trained(make, batches, recipe, cache, progress)
     return Trained(model, "bytelm", "lm", Splits(chunks(train, length), chunks(valid, length), chunks(test, length)))
 
@@ -125,18 +127,9 @@ def _trained(
     with torch.random.fork_rng([]):
         torch.manual_seed(recipe["seed"])
         model = make()
-    fit(
-        model,
-        batches,
-        steps=recipe["steps"],
-        lr=recipe["lr"],
-        warmup=min(50, recipe["steps"] // 10),
-        schedule="linear",
-        options={"betas": (0.9, 0.95)},
-        weight_decay=0.1,
-        seed=recipe["seed"],
-        progress=progress,
-    )
+    settings = {name: value for name, value in recipe.items() if name not in ("example", "quick")}
+    warmup = min(50, recipe["steps"] // 10)
+    fit(model, batches, schedule="linear", warmup=warmup, progress=progress, **settings)
     if cache is not None:
         save_model(cache, model, recipe)
     return model.eval()

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Mapping
 from itertools import pairwise
 from math import sqrt
-from typing import Any, Self, final
+from typing import Any, final
 
 import torch
 from jaxtyping import Float, Int
@@ -38,7 +38,7 @@ class Model(nn.Module):
         return dict(self._sizes)
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> Self:
+    def from_config(cls, config: Mapping[str, Any]) -> Model:
         """A new, untrained model; raises `ValueError` for an argument that the architecture does not have."""
         known = Registry[str](f"argument of {cls.__name__}")
         for name in inspect.signature(cls).parameters:

@@ -16,13 +16,8 @@ REFUSED = {
     "LBFGS": "it evaluates the loss several times per step",
     "SparseAdam": "it needs sparse gradients",
 }
-NO_MAPS = (
-    "embed",
-    "head",
-    "wte",
-    "wpe",
-    "position",
-)  # names of tables: their rows do not mix, so Muon has no use there
+# rows of a table do not mix, so the matrix sign has no meaning there; embeddings are known by their type
+TABLES = {"classifier", "head", "lm_head", "positions", "score"}
 
 OPTIMIZERS: Registry[type[Optimizer]] = Registry("optimizer")
 for _name, _kind in sorted(vars(torch.optim).items()):
@@ -61,9 +56,10 @@ def make_optimizers(
             raise ValueError(f"{name} has no option {option!r}. Known: {', '.join(known)}.")
     if name != "Muon":
         return _split(kind, named.values(), lr, weight_decay, options)
-    hidden = [p for key, p in named.items() if p.ndim == 2 and not any(part in key for part in NO_MAPS)]
-    taken = {id(p) for p in hidden}
-    rest = [p for p in named.values() if id(p) not in taken]
+    embeddings = {id(layer.weight) for layer in model.modules() if isinstance(layer, nn.Embedding)}
+    tables = {id(p) for key, p in named.items() if TABLES.intersection(key.split("."))} | embeddings
+    hidden = [p for p in named.values() if p.ndim == 2 and id(p) not in tables]
+    rest = [p for p in named.values() if p.ndim != 2 or id(p) in tables]
     made = _split(torch.optim.AdamW, rest, lr, weight_decay, {}) if rest else []
     if hidden:
         options.setdefault("adjust_lr_fn", "match_rms_adamw")
