@@ -72,7 +72,8 @@ def make_layer(fit: WeightedFit, bias: torch.Tensor | None, dtype: torch.dtype) 
     bias = None if bias is None else bias.to(dtype)
     if isinstance(fit.structure, Blast):
         parts = (fit.structure.left, fit.structure.coupling, fit.structure.right)
-        return BlastLinear.from_factors(*(part.to(dtype) for part in parts), bias)
+        left, coupling, right = (part.to(dtype) for part in parts)
+        return BlastLinear.from_factors(left, coupling, right, bias)
     assert isinstance(fit.structure, SparseProduct)
     return StructuredLinear.from_product(fit.structure.to(dtype), bias)
 

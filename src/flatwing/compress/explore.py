@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import nn
 
 from ..factorize import Metric
+from ..nn import LinearInfo
 from .batch import Batch
 from .candidates import STRUCTURES, Candidate, candidate
 from .divergence import divergence
@@ -26,48 +26,26 @@ SPECTRUM = 128  # singular values that are kept for the report
 Cost = Callable[[str, Candidate | None], float]
 
 
-@final
-@dataclass(frozen=True)
-class Layer:
-    """A layer that may be compressed: its matrix (m, n) and bias."""
+@contextmanager
+def holding(layer: LinearInfo, W: torch.Tensor) -> Iterator[None]:
+    """The network with another matrix in this layer, then exactly as before."""
+    before = layer.weight.detach().clone()
+    with torch.no_grad():
+        try:
+            layer.weight.copy_(W)
+            yield
+        finally:
+            layer.weight.copy_(before)
 
-    name: str
-    module: nn.Module
-    transposed: bool = False  # transformers' Conv1D keeps (n, m)
 
-    @property
-    def weight(self) -> torch.Tensor:
-        """The matrix (m, n), out by in; a view of the parameter."""
-        weight = self.module.get_parameter("weight")
-        return weight.mT if self.transposed else weight
-
-    @property
-    def bias(self) -> torch.Tensor | None:
-        """The bias, None if there is none."""
-        bias = getattr(self.module, "bias", None)
-        return bias if isinstance(bias, torch.Tensor) else None
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(m, n)."""
-        m, n = self.weight.shape
-        return m, n
-
-    @contextmanager
-    def holding(self, W: torch.Tensor) -> Iterator[None]:
-        """The network with another matrix in this layer, then exactly as before."""
-        before = self.weight.detach().clone()
-        with torch.no_grad():
-            try:
-                self.weight.copy_(W)
-                yield
-            finally:
-                self.weight.copy_(before)
+def matrix(layer: LinearInfo) -> torch.Tensor:
+    """The matrix (m, n) of a layer in float64 on the CPU, where all fits are computed."""
+    return layer.weight.detach().double().cpu()
 
 
 def explore(
     model: nn.Module,
-    layers: Mapping[str, Layer],
+    layers: Mapping[str, LinearInfo],
     batches: Sequence[Batch],
     *,
     budget: float,
@@ -94,7 +72,7 @@ def explore(
                 metric = moments.target(name, layer.weight, layer.bias).metric
                 own = curve(layer, metric, share, structures, seed)
                 sensitivity = probe.sensitivity(layer, metric, share)
-                facts[name] = sensitivity, spectrum(layer.weight, metric)
+                facts[name] = sensitivity, spectrum(matrix(layer), metric)
                 options[name] = [
                     Option(o.candidate, cost(name, o.candidate), sensitivity * o.error**2, o.error, o.bound)
                     for o in own
@@ -104,7 +82,7 @@ def explore(
     taken = fill(allocate(options, budget), budget, cost)
     plans = []
     for name, option in taken.items():
-        m, n = layers[name].shape
+        m, n = layers[name].out_features, layers[name].in_features
         parameters = m * n if option.candidate is None else option.candidate.parameters
         sensitivity, values = facts[name]
         plans.append(
@@ -115,13 +93,13 @@ def explore(
     return plans, walk.unused
 
 
-def curve(layer: Layer, metric: Metric, share: float, structures: Sequence[str], seed: int) -> list[Option]:
+def curve(layer: LinearInfo, metric: Metric, share: float, structures: Sequence[str], seed: int) -> list[Option]:
     """Error of every structure at the mean budget, and of the best ones over all budgets; dense costs most, loses none.
 
     The costs are left 0.
     """
-    m, n = layer.shape
-    W = layer.weight.detach().double().cpu()
+    m, n = layer.out_features, layer.in_features
+    W = matrix(layer)
     found: list[Option] = []
 
     def measure(name: str, step: float) -> float | None:
@@ -136,8 +114,8 @@ def curve(layer: Layer, metric: Metric, share: float, structures: Sequence[str],
     at_mean = {name: measure(name, 1.0) for name in structures}
     known = {name: error for name, error in at_mean.items() if error is not None}
     best = sorted(known, key=lambda name: (known[name], name))[:FINALISTS]
-    followed = dict.fromkeys([*best, *(["low_rank"] if "low_rank" in structures else []), *structures[: not best]])
-    for name in followed:
+    always = ["low_rank"] if "low_rank" in structures else []
+    for name in [*best, *(name for name in always if name not in best)] or structures[:1]:
         for step in STEPS:
             measure(name, step)
     if not found:  # a layer so small that not even rank 1 fits the mean budget: take the cheapest structure there is
@@ -150,7 +128,7 @@ def curve(layer: Layer, metric: Metric, share: float, structures: Sequence[str],
 
 def spectrum(W: torch.Tensor, metric: Metric) -> tuple[float, ...]:
     """Singular values of W C^(1/2), relative to the largest; at most `SPECTRUM`, evenly spaced."""
-    values = torch.linalg.svdvals(W.detach().double().cpu() @ metric.root)
+    values = torch.linalg.svdvals(W @ metric.root)
     picked = values[torch.linspace(0, len(values) - 1, min(SPECTRUM, len(values))).round().long()]
     return tuple(round(float(v), 6) for v in picked / values[0].clamp_min(1e-300))
 
@@ -169,18 +147,13 @@ class _Probe:
         with torch.no_grad():
             self.reference = [batch.logits(model) for batch in self.batches]
 
-    def sensitivity(self, layer: Layer, metric: Metric, share: float) -> float:
-        m, n = layer.shape
+    def sensitivity(self, layer: LinearInfo, metric: Metric, share: float) -> float:
+        m, n = layer.out_features, layer.in_features
         rough = candidate("low_rank", m, n).within(max(share * m * n, m + n)) or candidate("low_rank", m, n)
-        fit = rough.fit(layer.weight.detach(), metric, EFFORT)
+        fit = rough.fit(matrix(layer), metric, EFFORT)
         if fit.error < 1e-6:
             return 0.0
-        with layer.holding(fit.structure.dense()), torch.no_grad():
+        with holding(layer, fit.structure.dense()), torch.no_grad():
             pairs = zip(self.batches, self.reference, strict=True)
             change = torch.cat([divergence(r, b.logits(self.model), b, self.task) for b, r in pairs])
         return float(change.double().mean()) / fit.error**2
-
-
-def plan_from(data: Sequence[Mapping[str, Any]]) -> list[LayerPlan]:
-    """The plan that `LayerPlan.to_dict` wrote."""
-    return [LayerPlan.from_dict(row) for row in data]

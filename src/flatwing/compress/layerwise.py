@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol, final
@@ -9,10 +10,10 @@ from typing import Any, Protocol, final
 import torch
 from torch import nn
 
-from ..nn import replace_module
+from ..nn import LinearInfo, replace_module
 from .batch import Batch
 from .candidates import make_layer
-from .explore import Layer
+from .explore import matrix
 from .moments import Moments, Target
 from .plan import LayerPlan
 from .walk import Walk
@@ -60,7 +61,7 @@ class Store(Protocol):
 def fit_layers(
     original: nn.Module,
     compressed: nn.Module,
-    layers: Mapping[str, Layer],
+    layers: Mapping[str, LinearInfo],
     plans: Sequence[LayerPlan],
     batches: Sequence[Batch],
     fitted: int,
@@ -101,10 +102,12 @@ def fit_layers(
     return results
 
 
-def _fit(layer: Layer, plan: LayerPlan, moments: Moments, heldout: Moments, seed: int) -> tuple[nn.Module, LayerResult]:
+def _fit(
+    layer: LinearInfo, plan: LayerPlan, moments: Moments, heldout: Moments, seed: int
+) -> tuple[nn.Module, LayerResult]:
     target, trust = _trusted(layer, moments, heldout)
     W, metric = target.matrix, target.metric
-    m, n = layer.shape
+    m, n = layer.out_features, layer.in_features
     if plan.candidate is None:
         made, error, bound, unweighted, structure = _dense(layer, target), 0.0, 0.0, 0.0, "dense"
         approximation = W
@@ -127,9 +130,9 @@ def _fit(layer: Layer, plan: LayerPlan, moments: Moments, heldout: Moments, seed
     )
 
 
-def _trusted(layer: Layer, moments: Moments, heldout: Moments) -> tuple[Target, float]:
+def _trusted(layer: LinearInfo, moments: Moments, heldout: Moments) -> tuple[Target, float]:
     """The target with as much of the anchored correction as held-out data confirm."""
-    W = layer.weight.detach().double().cpu()
+    W = matrix(layer)
     target = moments.target(layer.name, W, layer.bias)
     if bool((moments.hh == moments.xh).all()) and layer.name not in moments.dh:
         return replace(target, matrix=W), 1.0  # nothing changed in front of this layer
@@ -141,14 +144,15 @@ def _trusted(layer: Layer, moments: Moments, heldout: Moments) -> tuple[Target, 
     return replace(target, matrix=W + share * correction), share
 
 
-def _dense(layer: Layer, target: Target) -> nn.Linear:
-    m, n = layer.shape
-    linear = nn.Linear(n, m, bias=layer.bias is not None, dtype=layer.weight.dtype, device=layer.weight.device)
+def _dense(layer: LinearInfo, target: Target) -> nn.Module:
+    """The layer itself, with the weight and bias of the target."""
+    made = copy.deepcopy(layer.module)
+    weight = made.get_parameter("weight")
     with torch.no_grad():
-        linear.weight.copy_(target.matrix)
-        if linear.bias is not None:
-            linear.bias.copy_(target.bias(target.matrix))
-    return linear
+        (weight.mT if layer.transposed else weight).copy_(target.matrix)
+        if (bias := target.bias(target.matrix)) is not None:
+            made.get_parameter("bias").copy_(bias)
+    return made
 
 
 def _norm(E: torch.Tensor, covariance: torch.Tensor) -> float:
