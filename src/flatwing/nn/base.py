@@ -120,9 +120,11 @@ def _rows(x: torch.Tensor) -> int:
     return math.prod(x.shape[:-1])
 
 
-def own(tensor: torch.Tensor | None) -> nn.Parameter | None:
-    """A parameter with a copy of these values and the same requires_grad; None stays None."""
-    return None if tensor is None else nn.Parameter(tensor.detach().clone(), requires_grad=tensor.requires_grad)
+def own(tensor: torch.Tensor | None, trained: bool | None = None) -> nn.Parameter | None:
+    """A parameter with a copy of these values, None for None; `trained` or else the tensor says if it requires grad."""
+    if tensor is None:
+        return None
+    return nn.Parameter(tensor.detach().clone(), tensor.requires_grad if trained is None else trained)
 
 
 def linear_of(weight: torch.Tensor, bias: torch.Tensor | None, training: bool) -> nn.Linear:

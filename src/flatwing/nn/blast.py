@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Self, final
+from typing import Any, final
 
 import torch
 from jaxtyping import Num
@@ -72,7 +72,7 @@ class BlastLinear(StructuredLayer):
         coupling: Num[torch.Tensor, "A B r"],
         right: Num[torch.Tensor, "B r q"],
         bias: Num[torch.Tensor, " m"] | None = None,
-    ) -> Self:
+    ) -> BlastLinear:
         """A layer with a copy of these values; dtype and device of `left`.
 
         Raises `ValueError` for shapes that do not fit each other.
@@ -81,8 +81,9 @@ class BlastLinear(StructuredLayer):
         >>> layer.in_features, layer.out_features
         (12, 2)
         """
-        (A, p, r), (B, _, q) = left.shape, right.shape
-        if tuple(coupling.shape) != (A, B, r) or right.shape[1] != r:
+        A, p, r = (*left.shape, 0, 0, 0)[:3]
+        B, _, q = (*right.shape, 0, 0, 0)[:3]
+        if tuple(coupling.shape) != (A, B, r) or tuple(left.shape) != (A, p, r) or tuple(right.shape) != (B, r, q):
             raise ValueError(
                 f"left {tuple(left.shape)}, coupling {tuple(coupling.shape)} and right {tuple(right.shape)} do not "
                 "fit. Rule: (A, m/A, r), (A, B, r) and (B, r, n/B)."
@@ -93,11 +94,11 @@ class BlastLinear(StructuredLayer):
         layer.left, layer.coupling, layer.right = (
             nn.Parameter(w.detach().to(left).clone()) for w in (left, coupling, right)
         )
-        layer.bias = None if bias is None else own(bias.to(left))
+        layer.bias = None if bias is None else own(bias.to(left), True)
         return layer
 
     @classmethod
-    def from_linear(cls, linear: nn.Linear, blocks: tuple[int, int] | int, rank: int) -> Self:
+    def from_linear(cls, linear: nn.Linear, blocks: tuple[int, int] | int, rank: int) -> BlastLinear:
         """A BLAST matrix near the weight of `linear` (alternating least squares), with its bias, dtype and frozenness.
 
         Raises `ValueError` as the constructor does.
@@ -155,7 +156,7 @@ class BlastLinear(StructuredLayer):
 
     @classmethod
     @override
-    def from_config(cls, config: Mapping[str, Any], dtype: torch.dtype | None = None) -> Self:
+    def from_config(cls, config: Mapping[str, Any], dtype: torch.dtype | None = None) -> BlastLinear:
         """See `layer_from_config`."""
         n, m, r = sizes(config, "in_features", "out_features", "rank")
         if not isinstance(config["blocks"], list | tuple) or len(config["blocks"]) != 2:

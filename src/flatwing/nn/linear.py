@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Self, final
+from typing import Any, final
 
 import torch
 import torch.nn.functional as F
@@ -65,7 +65,7 @@ class StructuredLinear(StructuredLayer):
         self.reset_parameters()
 
     @classmethod
-    def from_product(cls, product: SparseProduct, bias: torch.Tensor | None = None) -> Self:
+    def from_product(cls, product: SparseProduct, bias: torch.Tensor | None = None) -> StructuredLinear:
         """A layer with a copy of the values of a product, and of the bias (m,) if one is given.
 
         Raises `ValueError` for a batch of products or a bias of another length.
@@ -81,12 +81,12 @@ class StructuredLinear(StructuredLayer):
             raise ValueError(f"bias has shape {tuple(bias.shape)}. Rule: one number per output, ({m},).")
         layer = cls(product.chain, bias=False, device="meta", dtype=product.factors[0].dtype)
         layer.factors = nn.ParameterList(nn.Parameter(w.detach().resolve_conj().clone()) for w in product.factors)
-        layer.bias = None if bias is None else own(bias.to(device=product.device, dtype=product.factors[0].dtype))
+        layer.bias = None if bias is None else own(bias.to(product.factors[0]), True)
         layer.perm_in, layer.perm_out = product.perm_in, product.perm_out
         return layer
 
     @classmethod
-    def from_linear(cls, linear: nn.Linear, chain: Chain | str, **options: Any) -> Self:
+    def from_linear(cls, linear: nn.Linear, chain: Chain | str, **options: Any) -> StructuredLinear:
         """The product of this chain nearest to the weight of `linear`, with its bias, dtype and frozenness.
 
         `options` go to `flatwing.factorize`; half precision is factorized in single. Raises `ValueError` if the sizes
@@ -164,7 +164,7 @@ class StructuredLinear(StructuredLayer):
 
     @classmethod
     @override
-    def from_config(cls, config: Mapping[str, Any], dtype: torch.dtype | None = None) -> Self:
+    def from_config(cls, config: Mapping[str, Any], dtype: torch.dtype | None = None) -> StructuredLinear:
         """See `layer_from_config`."""
         perm_in, perm_out = (flag(config, name, default=False) for name in ("perm_in", "perm_out"))
         chain, bias = as_chain(config["chain"]), flag(config, "bias")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import reduce
 from operator import add
-from typing import Any, Self, final
+from typing import Any, final
 
 import torch
 from jaxtyping import Num
@@ -63,12 +63,12 @@ class SumLinear(StructuredLayer):
                 raise ValueError(
                     f"bias has shape {tuple(bias.shape)}. Rule: one number per output, ({self.out_features},)."
                 )
-            self.bias = own(bias)
+            self.bias = own(bias, True)
 
     @classmethod
     def from_linear(
         cls, linear: nn.Linear, chains: Sequence[Chain | str], *, rounds: int = 30, tolerance: float = 1e-4
-    ) -> Self:
+    ) -> SumLinear:
         """Fit the weight of `linear` by a sum with one term per chain: each term in turn is factorized from what the
         others leave, and keeps its old values where the new ones are not better, so the error never grows.
 
@@ -117,7 +117,7 @@ class SumLinear(StructuredLayer):
 
     @classmethod
     @override
-    def from_config(cls, config: Mapping[str, Any], dtype: torch.dtype | None = None) -> Self:
+    def from_config(cls, config: Mapping[str, Any], dtype: torch.dtype | None = None) -> SumLinear:
         """See `layer_from_config`."""
         terms = config["terms"]
         if not isinstance(terms, list | tuple) or any(isinstance(t, Mapping) and t.get("kind") == "sum" for t in terms):
