@@ -220,7 +220,8 @@ def hostile() -> dict[str, Any]:
         if isinstance(node, list):
             return [spoil(entry, key) for entry in node]
         if isinstance(node, str) and key not in ("format", "action", "kind", "task", "model"):
-            return f"{EVIL}{node}\ud800"
+            half = "" if key == "name" else "\ud800"  # a file of tensors cannot hold half a character in a name
+            return f"{EVIL}{node}{half}"
         return node
 
     record = spoil(record)

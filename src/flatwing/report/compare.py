@@ -140,7 +140,19 @@ def _winner(methods: Sequence[Landmark], ours: Landmark | None, measure: Measure
     equal = [e.name for e in fits if e is not winner and _same(value, _value(e, measure))]
     if equal:
         verdict += f" Within two standard errors of it: {', '.join(equal)}."
-    return winner, verdict
+    return winner, verdict + _leanest(methods, measure)
+
+
+def _leanest(methods: Sequence[Landmark], measure: Measure) -> str:
+    """Who does best with the least arithmetic, in words."""
+    known = [e for e in methods if e.flops is not None and _value(e, measure) is not None]
+    if not known:
+        return ""
+    flops = min(e.flops for e in known if e.flops is not None)
+    equals = [e for e in known if e.flops == flops]
+    winner = min(equals, key=lambda e: (-1 if measure.higher else 1) * _value(e, measure).value)  # type: ignore[union-attr]
+    quality = measure.text(_value(winner, measure))
+    return f" With the least arithmetic, {short(flops)} FLOP, {winner.name} does best: {quality}."
 
 
 def _same(a: Value, b: Value | None) -> bool:

@@ -69,7 +69,7 @@ def view_layers(layers: Sequence[Layer]) -> Layers:
     return Layers(
         bars=tuple(Bar(layer, draw_bar(layer, top)) for layer in replaced),
         top=top,
-        strip=draw_strip(layers, top) if replaced and len(layers) > 1 else None,
+        strip=draw_strip(layers, top) if errors and len(layers) > 1 else None,
         untouched=tuple((action, reason, tuple(names)) for (action, reason), names in groups.items()),
         families=tuple(families[:FAMILIES]),
         hidden_families=max(len(families) - FAMILIES, 0),
@@ -144,7 +144,7 @@ def _spectra(layers: Sequence[Layer]) -> Chart | None:
         for i, layer in enumerate(group)
     ]
     return line_chart(
-        "spectra",
+        "chart-spectra",
         "Spectra of the most and least compressible layers",
         lines,
         x_label="index",

@@ -18,7 +18,7 @@ from .supports import Pattern, patterns, size
 CELLS: Final = 96  # cells along the longer side of a panel
 LARGEST: Final = 20_000_000  # entries of a factor that are still read
 LEVELS: Final = 32  # depths of colour
-COLOUR: Final = (47, 111, 208)  # readable on white and on black
+COLOUR: Final = (58, 124, 224)  # readable on white and on black
 FAINTEST: Final = 0.10  # opacity of the smallest entry: it must not be mistaken for an absent one
 BLAST: Final = ("left", "coupling", "right")
 

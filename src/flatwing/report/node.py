@@ -40,7 +40,7 @@ class Node:
             "Write the run folder again with this version of flatwing; reports are made of unedited files."
         )
 
-    def number(self, key: str, *, least: float | None = None) -> float | None:
+    def number(self, key: str, *, least: float | int | None = None) -> float | None:
         """A finite number, or `None`; raises `ValueError` for anything else, or a number below `least`."""
         value = self.value.get(key)
         if value is None:

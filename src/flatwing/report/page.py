@@ -61,7 +61,7 @@ def render(run: Run) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    names = ("count", "short", "plain", "significant", "percent", "measured", "times", "duration")
+    names = ("count", "short", "plain", "significant", "percent", "measured", "times", "duration", "breakable")
     environment.filters.update({name: getattr(words, name) for name in names})
     return environment.get_template("report.html").render(**context(run))
 
@@ -102,7 +102,7 @@ def _curve(curve: Curve | None) -> Chart | None:
         curve.metric, curve.metric
     )
     return line_chart(
-        "curve",
+        "chart-curve",
         "Quality against budget",
         lines,
         x_label="share of the parameters kept, %",
@@ -120,7 +120,7 @@ def _healing(steps: Sequence[Step]) -> Chart | None:
     heldout = tuple((float(s.step), s.heldout, None) for s in steps if s.heldout is not None)
     values = [value for _, value, _ in (*fitted, *heldout)]
     return line_chart(
-        "healing",
+        "chart-healing",
         "Healing",
         [Series("held-out data", "accent", heldout, marks=len(heldout) < 30), Series("training data", "thin", fitted)],
         x_label="step",

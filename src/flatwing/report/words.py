@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from math import floor, log10
 
+from markupsafe import Markup, escape
+
 from .record import Value
 
 Real = float | int  # beartype does not take one for the other
@@ -71,7 +73,7 @@ def percent(share: Real | None, digits: int = 3) -> str:
     return NONE if share is None else f"{significant(100 * share, digits)}{THIN}%"
 
 
-def measured(value: Value | None, scale: float = 1.0, unit: str = "") -> str:
+def measured(value: Value | None, scale: Real = 1, unit: str = "") -> str:
     """A number with its standard error, both to the second digit of the error; four digits without one.
 
     >>> measured(Value(1.38271, 0.0123)), measured(Value(0.9796, 0.0061), 100), measured(Value(2.0)), measured(None)
@@ -122,3 +124,12 @@ def duration(seconds: Real | None) -> str:
     large, rest = divmod(whole, 60)
     first, second = small.split()
     return f"{large}{THIN}{first} {rest}{THIN}{second}"
+
+
+def breakable(name: str) -> Markup:
+    """The name of a layer, escaped, that may be broken after its dots.
+
+    >>> breakable("blocks.0.<b>")
+    Markup('blocks.<wbr>0.<wbr>&lt;b&gt;')
+    """
+    return escape(name).replace(".", Markup(".<wbr>"))
