@@ -200,7 +200,7 @@ def test_refusals() -> None:
     with pytest.raises(ValueError, match="no batches"):
         evaluate(Fixed(), [], "lm")
     with pytest.raises(ValueError, match="batch 1 hold NaN"):
-        evaluate(Fixed(), [texts(1), Batch((torch.full((1, 6, 5), torch.nan),))], "lm")
+        evaluate(Fixed(), [texts(1), Batch((torch.full((1, 6, 5), torch.nan),), targets=texts(1).targets)], "lm")
     with pytest.raises(ValueError, match="batch 1 has no targets"):
         evaluate(Fixed(), [texts(1), Batch((torch.ones(1, 6, 5),))], "lm")
     with pytest.raises(ValueError, match=r"targets have shape \(2, 4\), outputs \(2, 6, 5\)"):
