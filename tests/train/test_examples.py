@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from flatwing.data import Splits
-from flatwing.train import EXAMPLES, Trained, fit
+from flatwing.train import EXAMPLES, Trained
 from flatwing.train import examples as module
 
 
@@ -62,5 +62,20 @@ def test_training_leaves_the_global_generator_alone() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_examples_use_the_loop() -> None:
-    assert module.fit is fit
+def test_digits_do_not_depend_on_the_number_of_threads() -> None:
+    before = torch.get_num_threads()
+    one = EXAMPLES["digits"](quick=True, steps=5)
+    torch.set_num_threads(2)
+    try:
+        two = EXAMPLES["digits"](quick=True, steps=5)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert bytes_of(one) == bytes_of(two)
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_zero_steps_are_the_untrained_model(name: str) -> None:
+    seen = []
+    EXAMPLES[name](quick=True, steps=0, progress=seen.append)
+    assert seen == []
