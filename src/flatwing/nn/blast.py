@@ -12,6 +12,8 @@ from torch import nn
 from typing_extensions import override
 
 from ..core import nearest_divisor
+from ..factorize.blast import fit_blast
+from ..factorize.weighted import WeightedFit
 from .base import LARGEST, LAYERS, StructuredLayer, flag, own, sizes, uniform_
 
 
@@ -102,15 +104,24 @@ class BlastLinear(StructuredLayer):
         """A BLAST matrix near the weight of `linear` (alternating least squares), with its bias, dtype and frozenness.
 
         Raises `ValueError` as the constructor does.
-        """
-        from ..factorize.blast import fit_blast
 
+        >>> linear = nn.Linear(4, 4)
+        >>> torch.allclose(BlastLinear.from_linear(linear, blocks=1, rank=4).weight, linear.weight, atol=1e-5)
+        True
+        """
+        return cls.fit(linear, blocks, rank)[0]
+
+    @classmethod
+    def fit(cls, linear: nn.Linear, blocks: tuple[int, int] | int, rank: int) -> tuple[BlastLinear, WeightedFit]:
+        """`from_linear`, and beside the layer what `fit_blast` knows about its error."""
         shape = cls(linear.in_features, linear.out_features, blocks, rank, bias=False, device="meta")  # checks
-        fit = fit_blast(linear.weight.detach(), blocks=shape.blocks, rank=rank).structure
-        values = (w.to(linear.weight) for w in (fit.left, fit.coupling, fit.right))
-        layer = cls.from_factors(*values)
+        fit = fit_blast(linear.weight.detach(), blocks=shape.blocks, rank=rank)
+        left, coupling, right = (
+            w.to(linear.weight) for w in (fit.structure.left, fit.structure.coupling, fit.structure.right)
+        )
+        layer = cls.from_factors(left, coupling, right)
         layer.take(linear)
-        return layer
+        return layer, fit
 
     @override
     def dense(self) -> Num[torch.Tensor, "m n"]:

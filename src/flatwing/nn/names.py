@@ -50,6 +50,11 @@ class LinearInfo:
         """All names of the module, the first one first."""
         return (self.name, *self.aliases)
 
+    @property
+    def weights(self) -> frozenset[str]:
+        """All names of the weight as a parameter, in this module and in others; equal for tied layers."""
+        return frozenset((*self.tied_to, *(f"{name}.weight".lstrip(".") for name in self.names)))
+
     def as_linear(self) -> nn.Linear:
         """An `nn.Linear` that shares weight, bias, training mode and requires_grad with the layer.
 
@@ -98,7 +103,7 @@ def linear_layers(model: nn.Module) -> dict[str, LinearInfo]:
         if matrix is None:
             continue
         weight, bias, transposed, reason = matrix
-        own = {f"{name}.{attribute}" for name in names[key] for attribute in ("weight", "in_proj_weight")}
+        own = {f"{name}.{attribute}".lstrip(".") for name in names[key] for attribute in ("weight", "in_proj_weight")}
         tied = tuple(n for n in owners[_identity(weight)] if n not in own)
         reason = reason or _read_by(readers.get(key)) or _behaviour(module)
         m, n = weight.shape if weight.ndim == 2 else (0, 0)
@@ -184,8 +189,8 @@ def _matrix(module: nn.Module) -> tuple[torch.Tensor, torch.Tensor | None, bool,
         if "weight" not in module._parameters:
             return module.weight, module.bias, False, "its weight is computed from others (weight norm, pruning)"
         return module.weight, module.bias, False, None
-    if isinstance(module, StructuredLayer):
-        return None
+    if isinstance(module, StructuredLayer) or module._modules:
+        return None  # done, or made of others
     weight = getattr(module, "weight", None)
     if type(module).__name__ == "Conv1D" and hasattr(module, "nf") and isinstance(weight, torch.Tensor):
         return weight, getattr(module, "bias", None), True, None
@@ -216,6 +221,8 @@ def _behaviour(module: nn.Module) -> str | None:
             return f"its weight is a {type(weight.data).__name__}; swap before sharding or quantizing"
         if not (weight.is_floating_point() or weight.is_complex()):
             return f"its weight is {weight.dtype}, not floating point"
+        if not weight.numel():
+            return "it is empty"
     if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
         return "it has hooks, which would be lost; remove them first"
     return None

@@ -21,7 +21,7 @@ from .blast import BlastLinear
 from .linear import StructuredLinear
 from .sum import SumLinear
 
-Structure = Chain | float | str | Callable[[str, nn.Linear], Chain | StructuredLayer | None]
+Structure = Chain | int | float | str | Callable[[str, nn.Linear], Chain | StructuredLayer | None]
 
 
 @final
@@ -34,6 +34,8 @@ class Made:
     lower_bound: float | None = None
     reason: str = ""
     fits: bool = True
+    given: bool = False
+    """Whether the user's function made the layer: then its bias is the user's, too."""
 
 
 Recipe = Callable[[str, nn.Linear], Made]
@@ -115,7 +117,7 @@ def _called(name: str, linear: nn.Linear, function: Callable[[str, nn.Linear], o
         raise ValueError(f"for {name!r} the function gave a layer with {has}. Rule: both or none.")
     if given.dtype != linear.weight.dtype:
         raise ValueError(f"for {name!r} the function gave {given.dtype}, the old layer is {linear.weight.dtype}.")
-    return Made(given, relative_error(linear, given))
+    return Made(given, relative_error(linear, given), given=True)
 
 
 def _parsed(text: str) -> Recipe:
@@ -212,8 +214,8 @@ def _blast(linear: nn.Linear, blocks: int | tuple[int, int], rank: int) -> Made:
     count = rank * (m + n + A * B)
     if count >= m * n:
         return Made(None, reason=_joined(note, f"{count} parameters in the blocks are no fewer than {m * n}"))
-    layer = BlastLinear.from_linear(linear, (A, B), rank)
-    return Made(layer, relative_error(linear, layer), reason=note)
+    layer, fit = BlastLinear.fit(linear, (A, B), rank)
+    return Made(layer, relative_error(linear, layer), fit.lower_bound, note)
 
 
 @torch.no_grad()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
+from typing import cast
 
 from torch import nn
 
 from .adapter import StructuredAdapter
-from .base import StructuredLayer, linear_of, own
+from .base import StructuredLayer, linear_of
 from .linear import StructuredLinear
 from .names import LinearInfo, linear_layers, matching, replace_module
 from .recipe import Made, Structure, as_recipe
@@ -40,6 +41,9 @@ def compress_(
     is as before. Raises `ValueError` for globs that match nothing, a structure that fits none of the layers, or values
     that are not finite (the layer is named). Cost: one factorization per layer.
 
+    `nn.TransformerEncoderLayer` reads `.weight` in its fast path (evaluation without gradients), which makes the matrix
+    at each call: the outputs are right, the gain is lost. `torch.backends.mha.set_fastpath_enabled(False)` avoids it.
+
     >>> model = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16))
     >>> report = compress_(model, "low_rank(rank=2)", where="0")
     >>> report.replaced, report.parameters_before, report.parameters_after
@@ -63,6 +67,9 @@ def compress_(
             made[first.name] = recipe(first.name, first.as_linear())
         except (ValueError, TypeError) as error:
             raise type(error)(f"layer {first.name!r}: {error}") from error
+        layer = made[first.name].layer
+        if layer is not None and not made[first.name].given:
+            layer.bias = cast(nn.Parameter, first.bias)  # the very same one: optimizers and ties know it
         for other in group[1:]:
             made[other.name] = _twin(made[first.name], other)
     if made and not any(m.fits for m in made.values()):
@@ -90,9 +97,10 @@ def densify_(model: nn.Module) -> list[str]:
         if isinstance(module, StructuredLayer):
             key = tuple(id(p) for p in module.parameters() if p is not module.bias)
             if key in shared:
-                linear = linear_of(shared[key].weight, own(module.bias), module.training)
+                linear = linear_of(shared[key].weight, None, module.training)
             else:
                 linear = shared[key] = module.to_linear()
+            linear.bias = cast(nn.Parameter, module.bias)  # the very same one: optimizers and ties know it
             dense[name] = linear
         elif isinstance(module, StructuredAdapter):
             dense[name] = module.merge()
@@ -128,8 +136,7 @@ def _tied_groups(infos: dict[str, LinearInfo], stays: dict[str, str | None]) -> 
     groups: dict[frozenset[str], list[LinearInfo]] = {}
     for name, info in infos.items():
         if stays[name] is None:
-            key = frozenset({*info.tied_to, *(f"{own_name}.weight" for own_name in info.names)})
-            groups.setdefault(key, []).append(info)
+            groups.setdefault(info.weights, []).append(info)
     return list(groups.values())
 
 
@@ -139,7 +146,7 @@ def _twin(made: Made, info: LinearInfo) -> Made:
         return made
     shared = {id(p): p for p in made.layer.parameters() if p is not made.layer.bias}
     twin = copy.deepcopy(made.layer, memo=shared)
-    twin.bias = own(info.bias)
+    twin.bias = cast(nn.Parameter, info.bias)
     return Made(twin.train(info.module.training), made.error, made.lower_bound, made.reason)
 
 
@@ -147,18 +154,17 @@ def _rows(infos: dict[str, LinearInfo], stays: dict[str, str | None], made: dict
     rows, counted = [], set()
     for name, info in infos.items():
         shape = (info.out_features, info.in_features)
-        key = frozenset({*info.tied_to, *(f"{own_name}.weight" for own_name in info.names)})
-        count = 0 if key in counted else shape[0] * shape[1]
+        count = 0 if info.weights in counted else shape[0] * shape[1]
         new = made.get(name)
         if new is None:
             rows.append(SwapRow(name, shape, "skipped", "", count, count, reason=stays[name] or ""))
         elif new.layer is None:
             rows.append(SwapRow(name, shape, "kept" if new.fits else "skipped", "", count, count, reason=new.reason))
         else:
-            after = 0 if key in counted else new.layer.nnz
+            after = 0 if info.weights in counted else new.layer.nnz
             text, bound = describe(new.layer), new.lower_bound
             rows.append(SwapRow(name, shape, "replaced", text, count, after, new.error, bound, new.reason))
-        counted.add(key)
+        counted.add(info.weights)
     return tuple(rows)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, final
 
+_PARAMETERS = ("parameters_after", "parameters_before")
+
 
 @final
 @dataclass(frozen=True, slots=True)
@@ -31,11 +33,11 @@ class SwapRow:
 class SwapReport:
     """Rows in the order of the model, and totals; `str` is a table for people, `to_dict` plain data for JSON.
 
-    >>> row = SwapRow("fc", (8, 8), "replaced", "(1,2,4,4)(4,4,2,1)", 64, 64, 0.25)
+    >>> row = SwapRow("fc", (8, 8), "replaced", "(1,4,2,2)(2,2,4,1)", 64, 32, 0.25)
     >>> print(SwapReport((row,), dry_run=False))
     layer  shape  action    before  after  error  bound  structure
-    fc     8 x 8  replaced  64      64     0.25   -      (1,2,4,4)(4,4,2,1)
-    1 of 1 layers replaced: 64 of 64 parameters in matrices remain (100.0%).
+    fc     8 x 8  replaced  64      32     0.25   -      (1,4,2,2)(2,2,4,1)
+    1 of 1 layers replaced: 32 parameters instead of 64 (50.0%), 32 instead of 64 with all other matrices (50.0%).
     """
 
     rows: tuple[SwapRow, ...]
@@ -82,12 +84,16 @@ class SwapReport:
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in table]
         before, after = self.parameters_before, self.parameters_after
         verb = "would be replaced" if self.dry_run else "replaced"
-        share = f" ({after / before:.1%})" if before else ""
+        new, old = (sum(getattr(row, key) for row in self.rows if row.action == "replaced") for key in _PARAMETERS)
         total = (
-            f"{len(self.replaced)} of {len(self.rows)} layers {verb}: {after} of {before} parameters in matrices "
-            f"remain{share}."
+            f"{len(self.replaced)} of {len(self.rows)} layers {verb}: {new} parameters instead of {old}"
+            f"{_share(new, old)}, {after} instead of {before} with all other matrices{_share(after, before)}."
         )
         return "\n".join([*(line.rstrip() for line in lines), total])
+
+
+def _share(part: int, whole: int) -> str:
+    return f" ({part / whole:.1%})" if whole else ""
 
 
 def _short(value: float | None) -> str:
