@@ -106,9 +106,8 @@ class Node:
     def numbers(self, key: str) -> tuple[float, ...]:
         """The finite numbers of the list under `key`, others left out; none if it is absent."""
         values = self._list(key)
-        if not all(isinstance(value, int | float | None) and not isinstance(value, bool) for value in values):
-            raise self.refuse(key, "a list of numbers")
-        return tuple(float(value) for value in values if value is not None and isfinite(value))
+        rows = Node({str(i): value for i, value in enumerate(values)}, self.path(key))
+        return tuple(number for i in range(len(values)) if (number := rows.number(str(i))) is not None)
 
     def counts(self, key: str, length: int) -> tuple[int, ...] | None:
         """`length` whole numbers of at least 1, or `None`."""

@@ -115,8 +115,43 @@ class Curve:
 
 @final
 @dataclass(frozen=True, slots=True)
+class Budget:
+    """What was asked for: this share of `dense` units, of which `kept` were left."""
+
+    unit: str
+    share: float | None
+    dense: float | None
+    kept: float | None
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """The data that the layers were fitted to."""
+
+    source: str | None
+    samples: int | None
+    tokens: int | None
+    heldout_tokens: int | None
+    anchored: bool | None
+    warnings: tuple[str, ...]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Heal:
+    """How the model was trained after compression."""
+
+    steps: int | None
+    optimizer: str | None
+    lr: float | None
+    seconds: float | None
+
+
+@final
+@dataclass(frozen=True, slots=True)
 class Record:
-    """The whole of `result.json`; `budget`, `calibration` and `heal` are only listed and stay as they are."""
+    """The whole of `result.json`."""
 
     name: str
     command: str
@@ -125,9 +160,9 @@ class Record:
     flatwing: str | None
     seed: int | None
     summary: tuple[str, ...]
-    budget: Node | None
-    calibration: Node | None
-    heal: Node | None
+    budget: Budget | None
+    calibration: Calibration | None
+    heal: Heal | None
     metrics: dict[str, Metrics]
     layers: tuple[Layer, ...]
     landmarks: tuple[Landmark, ...]
@@ -148,10 +183,6 @@ def read_record(node: Node) -> Record:
     for stage in STAGES[:2]:
         stages.require(stage)
     files = node.child("files")
-    for key, numbers in (("budget", ("share", "dense", "kept")), ("heal", ("steps", "lr", "seconds"))):
-        if child := node.child(key):
-            for name in numbers:
-                child.number(name, least=0)
     return Record(
         name=node.text("name") or "unnamed",
         command=node.text("command") or "compress",
@@ -160,15 +191,29 @@ def read_record(node: Node) -> Record:
         flatwing=node.text("flatwing"),
         seed=node.count("seed"),
         summary=node.texts("summary"),
-        budget=node.child("budget"),
-        calibration=node.child("calibration"),
-        heal=node.child("heal"),
+        budget=_budget(child) if (child := node.child("budget")) is not None else None,
+        calibration=_calibration(child) if (child := node.child("calibration")) is not None else None,
+        heal=_heal(child) if (child := node.child("heal")) is not None else None,
         metrics={stage: _metrics(child) for stage in STAGES if (child := stages.child(stage)) is not None},
         layers=tuple(_layer(child) for child in node.children("layers")),
         landmarks=tuple(_landmark(child) for child in node.children("landmarks")),
         curve=_curve(child) if (child := node.child("curve")) is not None else None,
         model=files.text("model") if files is not None else None,
     )
+
+
+def _budget(node: Node) -> Budget:
+    share, dense, kept = (node.number(key, least=0) for key in ("share", "dense", "kept"))
+    return Budget(node.text("unit") or "parameters", share, dense, kept)
+
+
+def _calibration(node: Node) -> Calibration:
+    samples, tokens, heldout = (node.count(key) for key in ("samples", "tokens", "heldout_tokens"))
+    return Calibration(node.text("source"), samples, tokens, heldout, node.flag("anchored"), node.texts("warnings"))
+
+
+def _heal(node: Node) -> Heal:
+    return Heal(node.count("steps"), node.text("optimizer"), node.number("lr"), node.number("seconds", least=0))
 
 
 def _value(node: Node | None, key: str) -> Value | None:
