@@ -34,10 +34,13 @@ def wide(dtype: torch.dtype) -> torch.dtype:
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("rows", [3, 6])  # few and many, which are multiplied in different ways
 @every_layer
-def test_values_and_gradients_are_those_of_the_dense_matrix(kind: str, name: str, dtype: torch.dtype) -> None:
+def test_values_and_gradients_are_those_of_the_dense_matrix(
+    kind: str, name: str, rows: int, dtype: torch.dtype
+) -> None:
     layer = make(kind, name, dtype)
-    x = torch.randn(2, 3, layer.in_features, dtype=dtype, requires_grad=True)
+    x = torch.randn(2, rows, layer.in_features, dtype=dtype, requires_grad=True)
     y = layer(x)
     assert y.dtype == dtype
     reference = copy.deepcopy(layer)

@@ -3,18 +3,20 @@
 import pytest
 import torch
 from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from flatwing import Chain, SparseProduct, StructuredLinear, factorize
+from flatwing.nn.linear import FEW_ROWS
 from strategies import as_user, chainable_chains
 
 
 @settings(max_examples=40)
-@given(chain=chainable_chains(max_size=60))
-def test_rows_are_multiplied_as_the_product_multiplies_columns(chain: Chain) -> None:
+@given(chain=chainable_chains(max_size=60), k=st.sampled_from((1, FEW_ROWS, FEW_ROWS + 1)))
+def test_rows_are_multiplied_as_the_product_multiplies_columns(chain: Chain, k: int) -> None:
     for flavour in (chain, chain.T):
         layer = StructuredLinear(flavour, bias=False, dtype=torch.float64)
-        x = torch.randn(5, layer.in_features, dtype=torch.float64)
+        x = torch.randn(k, layer.in_features, dtype=torch.float64)
         direct = torch.autograd.grad(layer(x).square().sum(), list(layer.factors))
         y = (layer.product @ x.T).T
         assert torch.allclose(layer(x), y, atol=1e-12)
