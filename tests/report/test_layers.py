@@ -83,9 +83,9 @@ def test_each_structure_is_drawn_once(read: Any) -> None:
     view = view_layers(read(result(4)["layers"]))
     assert [(family.structure, family.layers) for family in view.families] == [
         ("blast(blocks=8, rank=24)", 4),
-        ("monarch(blocks=8)", 4),
         ("blast(blocks=8, rank=32)", 4),
-    ]
+        ("monarch(blocks=8)", 4),
+    ], "equally frequent ones in the order of their worst layers"
     many = [entry(f"l{i}", structure=f"s{i}") for i in range(FAMILIES + 3)]
     view = view_layers(read(many))
     assert (len(view.families), view.hidden_families) == (FAMILIES, 3)
