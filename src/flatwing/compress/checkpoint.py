@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, final
 
@@ -111,20 +111,27 @@ class Checkpoint:
             raise ValueError(f"there is no tensor {name!r} in {str(self.path)!r}. Rule: one of its .names.")
         return self._tensors[name]
 
-    def tensor(self, name: str) -> Shaped[torch.Tensor, "..."]:
+    def tensor(self, name: str) -> Shaped[torch.Tensor, ...]:
         """Read one tensor, as stored. Memory: that tensor."""
         info = self.info(name)
         return _read(info, 0, info.nbytes).view(info.dtype).reshape(info.shape)
 
-    def slabs(self, name: str) -> Iterator[Shaped[torch.Tensor, "part"]]:
+    def slabs(self, name: str) -> Iterator[Shaped[torch.Tensor, " part"]]:
         """The values of a tensor in order, a few megabytes at a time."""
         info = self.info(name)
         for start in range(0, info.nbytes, SLAB):  # a multiple of every itemsize
             yield _read(info, start, min(SLAB, info.nbytes - start)).view(info.dtype)
 
-    def require_finite(self, progress: Callable[[int, int], None] | None = None) -> None:
-        """Raise `ValueError` naming the first tensor with NaN or Inf. Memory: a few megabytes; time: one pass."""
-        for done, (name, info) in enumerate(self._tensors.items(), start=1):
+    def require_finite(
+        self, progress: Callable[[int, int], None] | None = None, names: Sequence[str] | None = None
+    ) -> None:
+        """Raise `ValueError` naming the first tensor (of all, or of `names`) with NaN or Inf.
+
+        Memory: a few megabytes; time: one pass.
+        """
+        names = self.names if names is None else names
+        for done, name in enumerate(names, start=1):
+            info = self.info(name)
             if info.dtype.is_floating_point or info.dtype.is_complex:
                 bad = sum(_not_finite(slab) for slab in self.slabs(name))
                 if bad:
@@ -133,7 +140,7 @@ class Checkpoint:
                         "finite. The training diverged or the file is damaged; take an earlier checkpoint."
                     )
             if progress is not None:
-                progress(done, len(self._tensors))
+                progress(done, len(names))
 
 
 def _read(info: TensorInfo, start: int, count: int) -> torch.Tensor:
@@ -176,7 +183,7 @@ def _inside(folder: Path, name: str) -> Path:
     """The file of this name; it must lie in the folder, or where the Hugging Face cache links it to."""
     path = folder / name
     plain = not PurePosixPath(name).is_absolute() and not PureWindowsPath(name).drive and name and "\0" not in name
-    if not plain or not _within(path, folder):
+    if not plain or not lies_within(path, folder):
         raise ValueError(
             f"{name!r} lies outside of {str(folder)!r}. Rule: all files of a checkpoint lie in its directory. "
             "Copy the file there, or do not trust this checkpoint."
@@ -188,7 +195,8 @@ def _inside(folder: Path, name: str) -> Path:
     return path
 
 
-def _within(path: Path, folder: Path) -> bool:
+def lies_within(path: Path, folder: Path) -> bool:
+    """Whether a file, links followed, lies in the folder, or where the Hugging Face cache keeps the folder's files."""
     home = folder.resolve()
     real = path.resolve()
     cached = home.parent.name == "snapshots" and real.parent == home.parent.parent / "blobs"
