@@ -186,7 +186,7 @@ def test_score_that_is_not_finite_names_the_step() -> None:
         ({"precision": "fp16"}, "unknown precision 'fp16'. Known: fp32, bf16"),
         ({"keep": "all"}, "unknown keep 'all'"),
         ({"keep": "best"}, "nothing scores the model"),
-        ({"schedule": "step"}, "unknown schedule 'step'"),
+        ({"schedule": "linaer"}, "unknown schedule 'linaer', did you mean 'linear'"),
         ({"optimizer": "Lion"}, "unknown optimizer 'Lion'"),
     ],
 )

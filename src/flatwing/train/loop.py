@@ -60,7 +60,8 @@ def fit(
     (the generator, dropout) is derived from (seed, step), so a resumed run equals an uninterrupted one; the global
     generators are left as they were. The gradient is cut to norm `clip`; "bf16" computes under autocast.
 
-    `optimizer` and its `options` are those of `make_optimizers`.
+    `optimizer` and its `options` are those of `make_optimizers`. The model keeps its mode: dropout works in training
+    mode only.
 
     With `evaluate(model) -> score` (lower is better) the model is scored before the first step, every `every` steps
     and after the last; `keep="best"` ends with the weights of the lowest score. With `checkpoint`, a file, the run is
@@ -141,9 +142,10 @@ def _check(settings: dict[str, Any], evaluated: bool) -> None:
     clip = settings["clip"]
     if clip is not None and not clip > 0:
         raise ValueError(f"clip is {clip}. Rule: a norm above 0, or None to leave gradients alone. Write clip=1.0.")
-    for name, known in (("precision", PRECISIONS), ("keep", KEEPS), ("schedule", SCHEDULES)):
+    for name, known in (("precision", PRECISIONS), ("keep", KEEPS)):
         if settings[name] not in known:
             raise ValueError(f"unknown {name} {settings[name]!r}. Known: {', '.join(known)}.")
+    SCHEDULES[settings["schedule"]]  # raises, with the nearest name
     if settings["keep"] == "best" and not evaluated:
         raise ValueError("keep is 'best', but nothing scores the model. Give evaluate=, or write keep='last'.")
 
