@@ -6,6 +6,7 @@ from torch import nn
 
 from flatwing import StructuredLinear
 from flatwing.nn import BlastLinear
+from flatwing.nn.blast import FEW_ROWS
 from strategies import as_user
 
 
@@ -46,6 +47,17 @@ def test_layer_of_factors() -> None:
         BlastLinear.from_factors(left, coupling[:1], right)
     with as_user(), pytest.raises(ValueError, match=r"bias has shape \(5,\). Rule: one number per output, \(6,\)"):
         BlastLinear.from_factors(left, coupling, right, bias[:5])
+
+
+def test_fit_keeps_half_precision() -> None:
+    layer = BlastLinear.from_linear(nn.Linear(8, 8, dtype=torch.bfloat16), blocks=2, rank=8)
+    assert {p.dtype for p in layer.parameters()} == {torch.bfloat16}
+
+
+def test_few_and_many_rows_are_one_function() -> None:
+    layer = BlastLinear(12, 20, blocks=(4, 3), rank=5, dtype=torch.float64)
+    x = torch.randn(FEW_ROWS + 1, 12, dtype=torch.float64)
+    assert torch.allclose(layer(x)[:FEW_ROWS], layer(x[:FEW_ROWS]), atol=1e-12)
 
 
 def test_fit_recovers_what_is_a_blast_matrix_and_beats_low_rank_of_equal_size() -> None:

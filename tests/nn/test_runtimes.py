@@ -57,6 +57,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
+from flatwing.nn import linear_layers
 from layers import make
 
 how = sys.argv[1]
@@ -76,6 +77,9 @@ else:
     for layer in model:
         fully_shard(layer)
     fully_shard(model)
+    sharded = nn.Sequential(nn.Linear(8, 8))
+    fully_shard(sharded)
+    assert linear_layers(sharded)["0"].skip == "its weight is a DTensor; swap before sharding or quantizing"
 fast, slow = (torch.optim.Adam(m.parameters(), lr=0.01) for m in (model, alone))
 for _ in range(3):
     fast.zero_grad()

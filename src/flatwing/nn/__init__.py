@@ -8,6 +8,7 @@ from .blast import BlastLinear as BlastLinear
 from .linear import StructuredLinear as StructuredLinear
 from .names import LinearInfo as LinearInfo
 from .names import linear_layers as linear_layers
+from .names import matching as matching
 from .names import replace_module as replace_module
 from .sum import SumLinear as SumLinear
 from .swap import compress_ as compress_

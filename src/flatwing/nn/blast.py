@@ -16,6 +16,8 @@ from ..factorize.blast import fit_blast
 from ..factorize.weighted import WeightedFit
 from .base import LARGEST, LAYERS, StructuredLayer, flag, own, sizes, uniform_
 
+FEW_ROWS = 32  # measured: above, the coupled numbers no longer fit the cache
+
 
 @final
 class BlastLinear(StructuredLayer):
@@ -132,8 +134,12 @@ class BlastLinear(StructuredLayer):
 
     @override
     def multiply(self, x: Num[torch.Tensor, "k n"]) -> Num[torch.Tensor, "k m"]:
-        """x @ dense().T by three batched products; each one reads the result of the one before without moving it."""
-        B = self.blocks[1]
+        """x @ dense().T by three products; of many rows, each reads the result of the one before without moving it."""
+        B, k = self.blocks[1], len(x)
+        if 0 < k <= FEW_ROWS:
+            z = x.reshape(k, B, -1).transpose(0, 1) @ self.right.mT  # (B, k, r)
+            z = (self.coupling[:, :, None] * z).sum(1)  # (A, k, r), through A B k r numbers
+            return (z @ self.left.mT).transpose(0, 1).reshape(k, self.out_features)
         z = self.right @ x.T.reshape(B, self.in_features // B, len(x))  # (B, r, k)
         z = self.coupling.permute(2, 0, 1) @ z.transpose(0, 1)  # (r, A, k)
         return (self.left @ z.transpose(0, 1)).reshape(self.out_features, len(x)).T

@@ -86,7 +86,8 @@ def compress_(
 def densify_(model: nn.Module) -> list[str]:
     """Replace every structured layer and adapter by the `nn.Linear` with its matrix, in place; returns their names.
 
-    Outputs are equal to rounding. Layers that shared their values share the matrix. Raises `ValueError` if the model
+    Outputs are equal to rounding. Layers that shared their values share the matrix. Where a Conv1D stood before
+    `compress_`, there is an `nn.Linear` now. Raises `ValueError` if the model
     itself is the layer; call its `to_linear()` then.
     """
     shared: dict[tuple[int, ...], nn.Linear] = {}
