@@ -7,14 +7,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 QUANTIZATION = ("int8", "int4")
+QUALITY = {"accuracy": "accuracy", "loss": "loss", "agreement_kl": "divergence"}  # the first one that is known decides
 SAME = 1.02  # of bytes: the header of a file may not decide
 
 
 def better_choice(rows: Sequence[Mapping[str, Any]], goal: str, ours: str = "flatwing") -> str | None:
-    """A sentence with numbers if quantization alone is at least as good as our row and not larger; None otherwise.
+    """A sentence with numbers if quantization alone is as good as our row, and not larger; None otherwise.
 
-    Sizes within 2 % count as equal. `goal` is the unit of the budget: arithmetic and time ("flops", "latency") are not
-    what quantization saves, and the sentence then says so.
+    Quality is the accuracy, or else the loss, or else the divergence from the original. Up to one standard error of
+    the difference counts as good as ours (then the sentence says so), and so do 2 % of the bytes. `goal` is the unit of
+    the budget: quantization saves no arithmetic, and for "flops" and "latency" the sentence says that as well.
 
     >>> row = {"loss": None, "agreement_kl": None}
     >>> better_choice([{**row, "name": "int8", "accuracy": {"value": 0.97}, "bytes": 100_000},
@@ -22,31 +24,38 @@ def better_choice(rows: Sequence[Mapping[str, Any]], goal: str, ours: str = "fla
     'For a small file, int8 alone is the better choice here: accuracy 97.0 % in 100 kB, against 95.0 % in 120 kB.'
     """
     own = next((row for row in rows if row["name"] == ours), None)
-    others = [row for row in rows if row["name"] in QUANTIZATION]
-    if own is None or not others:
-        return None
-    key, sign = next(
-        ((k, s) for k, s in (("accuracy", -1), ("loss", 1), ("agreement_kl", 1)) if _value(own, k) is not None),
-        (None, 0),
-    )
-    if key is None:
+    key = next((key for key in QUALITY if own and _value(own, key) is not None), None)
+    if own is None or key is None:
         return None
 
-    def rank(row: Mapping[str, Any]) -> tuple[float, float]:
+    def lost(row: Mapping[str, Any]) -> float:
         value = _value(row, key)
-        return (math.inf if value is None else sign * value, row["bytes"])
+        return math.inf if value is None else -value if key == "accuracy" else value
 
-    fits = [row for row in others if row["bytes"] <= SAME * own["bytes"] and rank(row)[0] <= rank(own)[0]]
+    def noise(row: Mapping[str, Any]) -> float:
+        return math.hypot(*(each[key].get("stderr") or 0.0 for each in (row, own)))
+
+    fits = [
+        row
+        for row in rows
+        if row["name"] in QUANTIZATION and row["bytes"] <= SAME * own["bytes"] and _value(row, key) is not None
+    ]
+    fits = [row for row in fits if lost(row) <= lost(own) + noise(row)]
     if not fits:
         return None
-    best = min(fits, key=rank)
-    words = f"{_quality(best, key)} in {_bytes(best)}, against {_quality(own, key, named=False)} in {_bytes(own)}."
+    best = min(fits, key=lambda row: (lost(row), row["bytes"]))
+    claim = "is the better choice here" if lost(best) <= lost(own) else "does as well within one standard error"
+    start = "If only the size of the file matters" if goal in ("flops", "latency") else "For a small file"
+    sentence = (
+        f"{start}, {best['name']} alone {claim}: {_quality(best, key)} in {_bytes(best)}, "
+        f"against {_quality(own, key, named=False)} in {_bytes(own)}."
+    )
     if goal in ("flops", "latency"):
-        return (
-            f"If only the size of the file matters, {best['name']} alone is the better choice: {words} "
-            "It saves no arithmetic, which is what structure is for."
-        )
-    return f"For a small file, {best['name']} alone is the better choice here: {words}"
+        sentence += " It saves no arithmetic, which is what structure is for."
+    both = next((row for row in rows if row["name"] == f"{ours} + int8" and _value(row, key) is not None), None)
+    if both is not None and both["bytes"] < best["bytes"]:
+        sentence += f" Smaller still are both together: {_quality(both, key)} in {_bytes(both)}."
+    return sentence
 
 
 def _value(row: Mapping[str, Any], key: str) -> float | None:
@@ -56,8 +65,7 @@ def _value(row: Mapping[str, Any], key: str) -> float | None:
 def _quality(row: Mapping[str, Any], key: str, named: bool = True) -> str:
     value = row[key]["value"]
     text = f"{100 * value:.1f} %" if key == "accuracy" else f"{value:.4f}"
-    name = {"accuracy": "accuracy", "loss": "loss", "agreement_kl": "divergence"}[key]
-    return f"{name} {text}" if named else text
+    return f"{QUALITY[key]} {text}" if named else text
 
 
 def _bytes(row: Mapping[str, Any]) -> str:

@@ -116,6 +116,16 @@ def quantizable(model: nn.Module, layers: Iterable[str]) -> list[str]:
     return keys
 
 
+def saved_bytes(model: nn.Module, layers: Iterable[str]) -> int:
+    """How many bytes smaller the file of a model is with these layers as int8; a shared weight counts once.
+
+    >>> saved_bytes(nn.Sequential(nn.Linear(64, 8)), ["0"])  # 8 rows of 64 floats, of 64 bytes and a scale
+    1504
+    """
+    found = {p.data_ptr(): p for p in map(model.get_parameter, quantizable(model, layers))}
+    return sum(p.numel() * p.element_size() - int8_bytes(p.shape) for p in found.values())
+
+
 def fake_quantized(model: nn.Module, layers: Iterable[str], bits: int = 8) -> nn.Module:
     """Round the matrices and factors of these layers in place, so that the model's quality can be measured.
 
