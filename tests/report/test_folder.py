@@ -85,7 +85,7 @@ def test_bytes_that_are_no_text_are_refused(tmp_path: Path, name: str) -> None:
         ("version", 2, r"result\.json: version is 2\. Rule: 1, the version that this flatwing reads"),
         ("layers", None, "layers is None. Rule: present"),
         ("layers", {}, "layers is {}. Rule: a list"),
-        ("layers.3.shape", [1, -2], r"layers\[3\]\.shape is \[1, -2\]\. Rule: 2 whole numbers"),
+        ("layers.3.shape", [1, -2], r"layers\[3\]\.shape is \[1, -2\]\. Rule: a list of whole numbers of at least 1"),
         ("layers.3.action", "burnt", r"layers\[3\]\.action is 'burnt'\. Rule: one of replaced, kept, skipped"),
         ("layers.3.chain", [], r"layers\[3\]\.chain is \[\]\. Rule: a list of patterns"),
         ("layers.1.chain.1", [1, 2, 3], r"layers\[1\]\.chain\.1 is \[1, 2, 3\]\. Rule: 4 whole numbers"),

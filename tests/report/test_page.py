@@ -210,3 +210,13 @@ def test_wheel_holds_the_templates() -> None:
     assert build["targets"]["wheel"] == {"packages": ["src/flatwing"]}
     folder = root / "src" / "flatwing" / "report" / "templates"
     assert sorted(p.name for p in folder.iterdir()) == ["parts.html", "report.html", "style.css"]
+
+
+def test_other_methods_stand_beside_the_curve(tmp_path: Path) -> None:
+    record = result(1)
+    record["curve"]["points"] = [p for p in record["curve"]["points"] if p["method"] == "flatwing"]
+    (described,) = re.findall(r'<desc id="chart-curve-desc">(.*?)</desc>', page(tmp_path, record))
+    assert described.startswith("held-out loss against share of the parameters kept, %. flatwing: 4 points from 2.310")
+    assert "whitened SVD: 1 points from 2.274 to 2.274; plain SVD: 1 points from 3.227" in described
+    record["curve"] |= {"metric": "something", "dense": None}
+    assert "whitened SVD" not in re.findall(r'<desc id="chart-curve-desc">(.*?)</desc>', page(tmp_path, record))[0]

@@ -65,7 +65,15 @@ def test_shared_bases_are_a_chain_of_three(layers: tuple[Layer, ...]) -> None:
     assert layer.parameters == sum(a * b * c * d for a, b, c, d in chain)
 
 
-NO_PRODUCT = [{"blocks": None}, {"rank": None}, {"rank": 0}, {"shape": ()}, {"blocks": (7, 8)}, {"kind": "sum"}]
+NO_PRODUCT: list[dict[str, Any]] = [
+    {"blocks": None},
+    {"rank": None},
+    {"rank": 0},
+    {"shape": ()},
+    {"blocks": (7, 8)},
+    {"blocks": (8,)},
+    {"kind": "sum"},
+]
 
 
 @pytest.mark.parametrize("change", NO_PRODUCT)

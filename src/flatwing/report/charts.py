@@ -14,6 +14,7 @@ from .words import MINUS, Real, significant
 WIDTH: Final = 440.0  # of a chart; on a phone it is shown at about 0.8 of its size, so letters are 12 units high
 HEIGHT: Final = 250.0
 LEFT, RIGHT, TOP, BOTTOM = 50.0, 16.0, 26.0, 40.0
+LONGEST: Final = 52  # letters of a label that fit
 MOST: Final = 400  # points of one line; more could not be told apart
 
 
@@ -119,9 +120,13 @@ def _axes(
         last = x(tick)
         parts.append(_line("axis", x(tick), bottom, x(tick), bottom + 4))
         parts.append(_text(x_text(tick), x(tick), bottom + 17, "middle"))
-    parts.append(_text(y_label, 0, 11, "start", "label"))
-    parts.append(_text(x_label, WIDTH - RIGHT, HEIGHT - 4, "end", "label"))
+    parts.append(_text(_cut(y_label), 0, 11, "start", "label"))
+    parts.append(_text(_cut(x_label), WIDTH - RIGHT, HEIGHT - 4, "end", "label"))
     return parts
+
+
+def _cut(label: str) -> str:
+    return label if len(label) <= LONGEST else f"{label[: LONGEST - 1]}…"
 
 
 def _draw(line: Series, x: Scale, y: Scale) -> list[Markup]:

@@ -109,13 +109,14 @@ class Node:
         rows = Node({str(i): value for i, value in enumerate(values)}, self.path(key))
         return tuple(number for i in range(len(values)) if (number := rows.number(str(i))) is not None)
 
-    def counts(self, key: str, length: int) -> tuple[int, ...] | None:
-        """`length` whole numbers of at least 1, or `None`."""
+    def counts(self, key: str, length: int | None = None) -> tuple[int, ...] | None:
+        """`length` whole numbers of at least 1, or any number of them, or `None`."""
         values = self._list(key)
         if not values and self.value.get(key) is None:
             return None
-        if len(values) != length or not all(type(value) is int and 1 <= value < 2**53 for value in values):
-            raise self.refuse(key, f"{length} whole numbers of at least 1")
+        whole = all(type(value) is int and 1 <= value < 2**53 for value in values)
+        if not whole or length not in (None, len(values)):
+            raise self.refuse(key, f"{length or 'a list of'} whole numbers of at least 1")
         return tuple(values)
 
     def require(self, key: str) -> Any:

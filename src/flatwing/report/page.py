@@ -14,13 +14,14 @@ from .compare import measure_of, view_cards, view_landmarks, view_latency, view_
 from .folder import Run, Step, read_run
 from .layers import SHOWN, view_layers
 from .magnitudes import magnitudes, opened
-from .record import Curve, Layer
+from .record import Layer, Point, Record, Value
 from .supports import draw_magnitudes, patterns
 
 NAME: Final = "report.html"
 SUFFIXES: Final = (".html", ".htm")
 PORTRAITS: Final = 3  # layers whose factors are shown
 LOOKS: Final = {"flatwing": "accent", "whitened SVD": "muted", "plain SVD": "faint"}
+BESIDE: Final = ("whitened SVD", "plain SVD")  # what is cut to the same share
 
 
 def write(run_dir: str | os.PathLike[str], out: str | os.PathLike[str] | None = None) -> Path:
@@ -77,7 +78,7 @@ def context(run: Run) -> dict[str, Any]:
         "stages": view_stages(record),
         "layers": view_layers(record.layers),
         "shown": SHOWN,
-        "curve": _curve(record.curve),
+        "curve": _curve(record),
         "healing": _healing(run.healing),
         "landmarks": view_landmarks(record),
         "races": view_latency(record.metrics),
@@ -87,30 +88,38 @@ def context(run: Run) -> dict[str, Any]:
     }
 
 
-def _curve(curve: Curve | None) -> Chart | None:
+def _curve(record: Record) -> Chart | None:
+    """Quality against budget; landmarks at the budget of the run stand beside the line."""
+    curve, budget = record.curve, record.budget
     if curve is None:
         return None
+    points = list(curve.points)
+    if budget is not None and budget.share:
+        drawn = {p.method for p in points}
+        for entry in record.landmarks:
+            value: Value | None = {"loss": entry.loss, "accuracy": entry.accuracy, "kl": entry.kl}.get(curve.metric)
+            if entry.name in BESIDE and entry.name not in drawn and value is not None:
+                points.append(Point(entry.name, budget.share, value.value, value.stderr))
     accuracy = curve.metric == "accuracy"
     scale = 100.0 if accuracy else 1.0
     methods: dict[str, list[tuple[float, float, float | None]]] = {}
-    for p in sorted(curve.points, key=lambda p: p.share):
-        points = methods.setdefault(p.method, [])
-        points.append((100 * p.share, p.value * scale, None if p.stderr is None else p.stderr * scale))
-    lines = [Series(name, LOOKS.get(name, "other"), tuple(points), marks=True) for name, points in methods.items()]
-    values = [p.value for p in curve.points if p.value > 0]
-    label = {"accuracy": "accuracy, %", "kl": "KL to the original", "loss": "held-out loss"}.get(
-        curve.metric, curve.metric
-    )
+    for p in sorted(points, key=lambda p: p.share):
+        line = methods.setdefault(p.method, [])
+        line.append((100 * p.share, p.value * scale, None if p.stderr is None else p.stderr * scale))
+    lines = [Series(name, LOOKS.get(name, "other"), tuple(line), marks=True) for name, line in methods.items()]
+    lines.sort(key=lambda line: list(LOOKS).index(line.name) if line.name in LOOKS else len(LOOKS))
+    least, most = (end((p.value for p in points), default=0.0) for end in (min, max))
+    label = {"accuracy": "accuracy, %", "kl": "KL to the original", "loss": "held-out loss"}
     return line_chart(
         "chart-curve",
         "Quality against budget",
         lines,
-        x_label="share of the parameters kept, %",
-        y_label=label,
+        x_label=f"share of the {budget.unit if budget is not None else 'parameters'} kept, %",
+        y_label=label.get(curve.metric, curve.metric),
         x_log=True,
-        x_ticks=[100 * p.share for p in curve.points],
+        x_ticks=[100 * p.share for p in points],
         x_text=lambda tick: f"{tick:.3g}",
-        y_log=not accuracy and len(values) == len(curve.points) > 0 and max(values) > 30 * min(values),
+        y_log=not accuracy and least > 0 and most > 30 * least,
         level=None if curve.dense is None else ("dense", curve.dense * scale),
     )
 

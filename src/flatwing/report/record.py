@@ -259,13 +259,13 @@ def _layer(node: Node) -> Layer:
     errors = ("error", "heldout_error", "lower_bound", "unweighted_error", "speed")
     return Layer(
         name=node.text("name") or "",
-        shape=node.counts("shape", 2) or (),
+        shape=node.counts("shape") or (),
         action=node.text("action") or "",
         reason=node.text("reason"),
         structure=node.text("structure") or "dense",
         kind=node.text("kind"),
         chain=chain,
-        blocks=node.counts("blocks", 2),
+        blocks=node.counts("blocks"),
         rank=node.count("rank"),
         parameters=node.count("parameters"),
         dense_parameters=node.count("dense_parameters"),

@@ -30,7 +30,9 @@ def patterns(layer: Layer) -> tuple[Pattern, ...] | None:
     """
     if layer.chain:
         return layer.chain
-    if layer.kind != "blast" or not layer.blocks or not layer.rank or not layer.shape:
+    if layer.kind != "blast" or layer.blocks is None or not layer.rank:
+        return None
+    if len(layer.blocks) != 2 or len(layer.shape) != 2:
         return None
     (rows, columns), (m, n), rank = layer.blocks, layer.shape, layer.rank
     if m % rows or n % columns:
