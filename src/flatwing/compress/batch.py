@@ -78,3 +78,14 @@ def main_output(output: Any) -> torch.Tensor:
         f"the model returned a {type(output).__name__} without logits. Rule: a tensor, .logits, .last_hidden_state "
         "or a tuple that begins with a tensor; wrap the model in a module that returns one."
     )
+
+
+def select(batch: Batch, rows: torch.Tensor) -> Batch:
+    """Some rows of a batch; arguments that are not one per row stay."""
+    count = len(batch.inputs)
+
+    def pick(x: Any) -> Any:
+        return x[rows.to(x.device)] if isinstance(x, torch.Tensor) and x.ndim and len(x) == count else x
+
+    kwargs = {name: pick(value) for name, value in batch.kwargs.items()}
+    return Batch(tuple(pick(x) for x in batch.args), kwargs, pick(batch.targets), pick(batch.mask))

@@ -59,8 +59,8 @@ class Data:
 def load_data(
     source: Source, given: Any = None, *, field: str | None = None, samples: int = 512, length: int | None = None
 ) -> Data:
-    """Data for a network: `given` is a path (text, folder of texts, JSONL, .npy, .npz, saved data set), arrays, batches,
-    or None for the default (Python's own source files for language models, digits for vision).
+    """Data for a network: `given` is a path (text, folder of texts, JSONL, .npy, .npz, saved data set), a tensor,
+    batches, or None for the default (Python's own source files for language models, digits for vision).
 
     At most `samples` rows are fitted. `field` names the entry of JSONL rows or of an .npz file. Raises `ValueError` for
     data that are empty, of the wrong field or shape, or that the network cannot take.
@@ -160,7 +160,7 @@ def _of_python(given: Any, samples: int) -> Data:
     batches = [as_batch(item) for item in given]
     if len(batches) < 3:
         raise ValueError(
-            f"calibration has {len(batches)} batches. Rule: at least 3: some are fitted, some held out, some reported on."
+            f"calibration has {len(batches)} batches. Rule: at least 3, to fit on, to choose on and to report on."
         )
     fit, heldout, test = (batches[part] for part in _parts(len(batches), len(batches)))
     return Data(fit, heldout, test, f"{len(batches)} batches from Python")
@@ -267,7 +267,7 @@ def _of_rows(source: Source, tokens: torch.Tensor, samples: int, length: int | N
 
 
 def _parts(count: int, samples: int) -> list[torch.Tensor]:
-    """Row numbers: contiguous thirds (neighbours are alike, so none is on both sides), at most `samples` of the first."""
+    """Row numbers of three contiguous parts, for neighbours are alike; at most `samples` of the first."""
     first = max(1, min(int(count * SPLIT[0]), count - 2))
     second = max(1, (count - first) // 2)
     rest = max(64, samples // 2)

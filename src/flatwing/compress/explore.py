@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import final
+from dataclasses import dataclass, replace
+from typing import Any, final
 
 import torch
 from torch import nn
 
 from ..factorize import Metric
 from ..nn import LinearInfo
-from .batch import Batch
+from .batch import Batch, select
 from .candidates import STRUCTURES, Candidate, candidate
 from .divergence import divergence
 from .plan import LayerPlan, Option, allocate, fill
@@ -20,7 +21,8 @@ from .walk import Walk
 STEPS = (0.25, 0.5, 0.71, 1.0, 1.41, 2.0)  # budgets of a layer, relative to the mean one
 FINALISTS = 2  # structures that are followed over all budgets, besides low rank
 EFFORT = 0.15  # of the sweeps of the final fit
-PROBE = 4096  # positions on which the sensitivity is measured
+PROBE = 2048  # positions on which the sensitivity is measured
+POSITIONS = 16384  # positions that the error curves are measured on, unless a layer is wider than a tenth of it
 SPECTRUM = 128  # singular values that are kept for the report
 
 Cost = Callable[[str, Candidate | None], float]
@@ -43,54 +45,84 @@ def matrix(layer: LinearInfo) -> torch.Tensor:
     return layer.weight.detach().double().cpu()
 
 
+@final
+@dataclass(frozen=True)
+class Explored:
+    """What is known about one layer: its options, how much the outputs mind its error, its spectrum on the data."""
+
+    name: str
+    shape: tuple[int, int]
+    options: tuple[Option, ...]
+    sensitivity: float
+    spectrum: tuple[float, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {**vars(self), "options": [option.to_dict() for option in self.options]}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Explored:
+        """Inverse of `to_dict`, of what JSON made of it."""
+        options = tuple(Option.from_dict(option) for option in data["options"])
+        return cls(data["name"], tuple(data["shape"]), options, data["sensitivity"], tuple(data["spectrum"]))
+
+
 def explore(
     model: nn.Module,
     layers: Mapping[str, LinearInfo],
     batches: Sequence[Batch],
     *,
-    budget: float,
     share: float,
     cost: Cost,
     task: str,
     structures: Sequence[str] = tuple(STRUCTURES),
     seed: int = 0,
     progress: Callable[[str, int, int], None] | None = None,
-) -> tuple[list[LayerPlan], list[str]]:
-    """Plan all `layers` within `budget` (in units of `cost`, about a `share` of all); and the layers never called.
+) -> list[Explored]:
+    """Options around a `share` of every layer that the network calls, in the order of the calls, priced by `cost`.
 
-    Cost: a forward pass over the batches per group of layers, and about 20 quick fits per layer.
+    Cost: a forward pass over some of the batches, and per layer about 20 quick fits and a forward pass.
     """
-    walk = Walk(model, model, list(layers), batches)
-    probe = _Probe(model, batches, task)
-    options: dict[str, list[Option]] = {}
-    facts: dict[str, tuple[float, tuple[float, ...]]] = {}
+    widest = max(layer.in_features for layer in layers.values())
+    some = _until(batches, max(POSITIONS, 10 * widest))
+    walk = Walk(model, model, list(layers), some)
+    probe = _Probe(model, batches[0], task)
+    found: list[Explored] = []
     for segment in walk:
-        for stage in segment.stages:
-            moments, _ = walk.moments(segment, stage, len(batches))
+        for stage, moments in walk.inputs(segment).items():
             for name in stage:
                 layer = layers[name]
-                metric = moments.target(name, layer.weight, layer.bias).metric
-                own = curve(layer, metric, share, structures, seed)
+                metric = moments.target(name, matrix(layer), layer.bias).metric
                 sensitivity = probe.sensitivity(layer, metric, share)
-                facts[name] = sensitivity, spectrum(matrix(layer), metric)
-                options[name] = [
-                    Option(o.candidate, cost(name, o.candidate), sensitivity * o.error**2, o.error, o.bound)
-                    for o in own
-                ]
+                options = tuple(
+                    replace(o, cost=cost(name, o.candidate), loss=sensitivity * o.error**2)
+                    for o in curve(layer, metric, share, structures, seed)
+                )
+                shape = layer.out_features, layer.in_features
+                found.append(Explored(name, shape, options, sensitivity, spectrum(matrix(layer), metric)))
                 if progress is not None:
-                    progress(f"curves {name}", len(options), len(layers))
-    taken = fill(allocate(options, budget), budget, cost)
+                    progress(f"error curves of {name}", len(found), len(layers))
+    return found
+
+
+def decide(found: Sequence[Explored], budget: float, cost: Cost) -> list[LayerPlan]:
+    """Plan all explored layers within `budget`, in units of `cost`; raises `ValueError` if that is impossible."""
+    taken = fill(allocate({own.name: own.options for own in found}, budget), budget, cost)
     plans = []
-    for name, option in taken.items():
-        m, n = layers[name].out_features, layers[name].in_features
+    for own in found:
+        option, (m, n) = taken[own.name], own.shape
         parameters = m * n if option.candidate is None else option.candidate.parameters
-        sensitivity, values = facts[name]
-        plans.append(
-            LayerPlan(
-                name, (m, n), option.candidate, parameters, option.error, option.bound, option.loss, sensitivity, values
-            )
-        )
-    return plans, walk.unused
+        facts = option.error, option.bound, option.loss, own.sensitivity, own.spectrum
+        plans.append(LayerPlan(own.name, own.shape, option.candidate, parameters, *facts))
+    return plans
+
+
+def _until(batches: Sequence[Batch], positions: int) -> list[Batch]:
+    taken: list[Batch] = []
+    for batch in batches:
+        if sum(b.positions for b in taken) < positions:
+            taken.append(batch)
+    return taken
 
 
 def curve(layer: LinearInfo, metric: Metric, share: float, structures: Sequence[str], seed: int) -> list[Option]:
@@ -137,15 +169,12 @@ def spectrum(W: torch.Tensor, metric: Metric) -> tuple[float, ...]:
 class _Probe:
     """How much the outputs change per squared relative error of one layer, measured by making one."""
 
-    def __init__(self, model: nn.Module, batches: Sequence[Batch], task: str) -> None:
-        self.model, self.task, self.batches = model, task, []
-        seen = 0
-        for batch in batches:
-            if seen < PROBE:
-                self.batches.append(batch)
-                seen += batch.positions
+    def __init__(self, model: nn.Module, batch: Batch, task: str) -> None:
+        rows = max(1, round(PROBE * len(batch.inputs) / max(1, batch.positions)))
+        self.model, self.task = model, task
+        self.batch = select(batch, torch.arange(min(rows, len(batch.inputs))))
         with torch.no_grad():
-            self.reference = [batch.logits(model) for batch in self.batches]
+            self.reference = self.batch.logits(model)
 
     def sensitivity(self, layer: LinearInfo, metric: Metric, share: float) -> float:
         m, n = layer.out_features, layer.in_features
@@ -154,6 +183,5 @@ class _Probe:
         if fit.error < 1e-6:
             return 0.0
         with holding(layer, fit.structure.dense()), torch.no_grad():
-            pairs = zip(self.batches, self.reference, strict=True)
-            change = torch.cat([divergence(r, b.logits(self.model), b, self.task) for b, r in pairs])
+            change = divergence(self.reference, self.batch.logits(self.model), self.batch, self.task)
         return float(change.double().mean()) / fit.error**2

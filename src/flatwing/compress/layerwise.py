@@ -49,8 +49,8 @@ class LayerResult:
 class Store(Protocol):
     """Where finished layers are kept, so that an interrupted run goes on behind the last one."""
 
-    def load(self, name: str) -> tuple[nn.Module, LayerResult] | None:
-        """The finished layer, None if there is none."""
+    def load(self, name: str, like: nn.Module) -> tuple[nn.Module, LayerResult] | None:
+        """The finished layer, None if there is none; one that stayed dense is a copy of `like` with other values."""
         ...
 
     def save(self, name: str, layer: nn.Module, result: LayerResult) -> None:
@@ -83,7 +83,7 @@ def fit_layers(
     results: list[LayerResult] = []
     for segment in walk:
         for stage in segment.stages:
-            kept = {name: store.load(name) if store else None for name in stage}
+            kept = {name: store.load(name, layers[name].module) if store else None for name in stage}
             moments = None
             if not all(kept.values()):
                 moments = walk.moments(segment, stage, fitted)

@@ -20,6 +20,15 @@ class Option:
     error: float = 0.0
     bound: float = 0.0
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Option:
+        """Inverse of `to_dict`."""
+        return cls(**{**data, "candidate": _candidate(data["candidate"])})
+
 
 @final
 @dataclass(frozen=True)
@@ -41,19 +50,11 @@ class LayerPlan:
         """The candidate in words."""
         return "dense" if self.candidate is None else str(self.candidate)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
-        return asdict(self)
 
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> LayerPlan:
-        """Inverse of `to_dict`, of what JSON made of it."""
-        fields = dict(data)
-        fields["shape"], fields["spectrum"] = tuple(fields["shape"]), tuple(fields["spectrum"])
-        if fields["candidate"] is not None:
-            own = dict(fields["candidate"])
-            fields["candidate"] = Candidate(**{**own, "shape": tuple(own["shape"]), "blocks": tuple(own["blocks"])})
-        return cls(**fields)
+def _candidate(data: Mapping[str, Any] | None) -> Candidate | None:
+    if data is None:
+        return None
+    return Candidate(data["family"], tuple(data["shape"]), tuple(data["blocks"]), data["rank"])
 
 
 def allocate(options: Mapping[str, Sequence[Option]], budget: float) -> dict[str, Option]:

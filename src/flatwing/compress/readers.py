@@ -22,7 +22,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         arrays = {"x": loaded} if isinstance(loaded, np.ndarray) else {key: loaded[key] for key in loaded.files}
     except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(
-            f"cannot read {path.name!r} ({error}). Rule: numbers saved by numpy.savez or numpy.save; pickled objects are "
+            f"cannot read {path.name!r} ({error}). Rule: numbers saved by numpy.savez or numpy.save; pickles are "
             "refused, because reading them runs code."
         ) from error
     for key, array in arrays.items():
@@ -34,7 +34,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def read_texts(path: Path, field: str | None = None) -> list[str]:
-    """The texts of a file, of all text files of a folder, of a JSONL file's `field`, or of a saved Hugging Face data set.
+    """The texts of a file, of all files of a folder, of a JSONL file's `field`, or of a saved Hugging Face data set.
 
     Raises `ValueError` for what is empty, is not UTF-8 text, or has no such field (naming the nearest).
     """

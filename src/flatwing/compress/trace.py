@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, final
 
@@ -23,6 +23,11 @@ class Seen:
     inputs: list[torch.Tensor] = field(default_factory=list)
     residuals: list[torch.Tensor] = field(default_factory=list)
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Numbers of calls and of residual streams found."""
+        return len(self.inputs), len(self.residuals)
+
     def x(self, mask: torch.Tensor | None = None) -> torch.Tensor:
         """Inputs of all calls of the layer, (samples, n); `mask` says which positions of a text are no padding."""
         return torch.cat([_rows(x, mask) for x in self.inputs])
@@ -40,11 +45,14 @@ def _rows(x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     return x.reshape(-1, x.shape[-1])
 
 
-def trace(layers: Mapping[str, nn.Module], run: Callable[[], Any]) -> dict[str, Seen]:
+def trace(
+    layers: Mapping[str, nn.Module], run: Callable[[], Any], like: Mapping[str, Seen] | None = None
+) -> dict[str, Seen]:
     """Call `run` and return what each of the `layers` saw, in the order of their first calls.
 
     A layer writes to a residual stream if its output (or a view of it) is added to a tensor of the same shape, which is
-    found by watching the additions, so no architecture has to be known. Cost: one call, without gradients.
+    found by watching the additions, so no architecture has to be known. With `like`, an earlier trace, the call ends
+    as soon as as much has been seen as there. Cost: one call, without gradients.
 
     >>> layer, x = nn.Linear(2, 2), torch.ones(3, 2)
     >>> seen = trace({"layer": layer}, lambda: x + layer(x))
@@ -52,7 +60,12 @@ def trace(layers: Mapping[str, nn.Module], run: Callable[[], Any]) -> dict[str, 
     True
     """
     seen: dict[str, Seen] = {}
-    watch = _Additions()
+
+    def enough() -> None:
+        if like is not None and all(name in seen and seen[name].size == like[name].size for name in layers):
+            raise _Enough
+
+    watch = _Additions(enough)
     handles = []
     for name, layer in layers.items():
 
@@ -60,10 +73,11 @@ def trace(layers: Mapping[str, nn.Module], run: Callable[[], Any]) -> dict[str, 
             x = args[0] if args else next(iter(kwargs.values()))
             seen.setdefault(name, Seen()).inputs.append(x.detach())
             watch.outputs[output.untyped_storage().data_ptr()] = (output, seen[name])
+            enough()
 
         handles.append(layer.register_forward_hook(hook, with_kwargs=True))
     try:
-        with torch.no_grad(), watch:
+        with torch.no_grad(), watch, suppress(_Enough):
             run()
     finally:
         for handle in handles:
@@ -71,12 +85,17 @@ def trace(layers: Mapping[str, nn.Module], run: Callable[[], Any]) -> dict[str, 
     return seen
 
 
+class _Enough(Exception):
+    """Ends a call whose rest nobody needs."""
+
+
 @final
 class _Additions(TorchDispatchMode):
     """Finds the other operand when the output of a watched layer is added to something of its shape."""
 
-    def __init__(self) -> None:
+    def __init__(self, found: Callable[[], None]) -> None:
         super().__init__()
+        self.found = found
         self.outputs: dict[int, tuple[torch.Tensor, Seen]] = {}  # kept alive, so that no address is used again
 
     @override
@@ -87,6 +106,7 @@ class _Additions(TorchDispatchMode):
                 if found and own.shape == other.shape and own.numel() == found[0].numel():
                     del self.outputs[own.untyped_storage().data_ptr()]
                     found[1].residuals.append(other.detach().clone())  # an addition in place would overwrite it
+                    self.found()
                     break
         return func(*args, **(kwargs or {}))
 

@@ -14,6 +14,7 @@ from .batch import Batch, main_output
 from .moments import Moments
 from .trace import Seen, trace
 
+KEPT = 2 << 30  # bytes of activations of one segment that are kept between its stages
 Call = tuple[tuple, dict[str, Any]]
 Recorded = tuple[torch.Tensor, tuple, dict[str, Any], torch.Tensor]
 
@@ -48,6 +49,7 @@ class Walk:
         self.segments = self._segments(order)
         self._calls: list[list[Call]] = []  # [block][batch]: arguments besides the state
         self._states: dict[str, list[torch.Tensor]] = {}
+        self._kept: dict[tuple[str, int], dict[str, Seen]] = {}
 
     def __iter__(self) -> Iterator[Segment]:
         """The segments in order; changes to the compressed network are taken up when the next one begins."""
@@ -57,17 +59,17 @@ class Walk:
             yield segment
             if segment.block is not None:
                 self._advance(segment)
-        self._states, self._calls = {}, []
+        self._states, self._calls, self._kept = {}, [], {}
 
     def moments(self, segment: Segment, stage: Sequence[str], fitted: int) -> tuple[Moments, Moments]:
         """Moments of the common input of a stage, over the first `fitted` batches and over the others."""
         first = self.original.get_submodule(stage[0])
         both = Moments(_inputs(first)), Moments(_inputs(first))
         for i, batch in enumerate(self.batches):
-            before = self._trace(self.original, "original", segment, stage, i)
+            before = self._seen_before(segment, stage, i)
             after = before
             if self.compressed is not self.original:
-                after = self._trace(self.compressed, "compressed", segment, stage, i)
+                after = self._trace(self.compressed, "compressed", segment, stage, i, before)
             residuals = {}
             for name in stage:
                 r, s = before[name].residual(batch.mask), after[name].residual(batch.mask)
@@ -76,9 +78,42 @@ class Walk:
             both[i >= fitted].add(before[stage[0]].x(batch.mask), after[stage[0]].x(batch.mask), residuals)
         return both
 
-    def _trace(self, model: nn.Module, side: str, segment: Segment, stage: Sequence[str], i: int) -> dict[str, Seen]:
+    def inputs(self, segment: Segment) -> dict[tuple[str, ...], Moments]:
+        """Moments of the inputs of all stages of a segment in the original network, in one pass over the batches."""
+        found = {stage: Moments(_inputs(self.original.get_submodule(stage[0]))) for stage in segment.stages}
+        firsts = [stage[0] for stage in segment.stages]
+        for i, batch in enumerate(self.batches if firsts else []):
+            seen = self._trace(self.original, "original", segment, firsts, i)
+            for stage, moments in found.items():
+                x = seen[stage[0]].x(batch.mask)
+                moments.add(x, x, {})
+        return found
+
+    def _seen_before(self, segment: Segment, stage: Sequence[str], i: int) -> dict[str, Seen]:
+        """What a stage saw in the original network: kept from one run per segment while that fits into memory."""
+        key = segment.name, i
+        if key not in self._kept:
+            names = [name for each in segment.stages for name in each]
+            seen = self._trace(self.original, "original", segment, names, i)
+            size = sum(x.nbytes for own in seen.values() for x in (*own.inputs, *own.residuals))
+            if size * len(self.batches) > KEPT:
+                return {name: seen[name] for name in stage}
+            if i == 0:
+                self._kept = {}
+            self._kept[key] = seen
+        return {name: self._kept[key][name] for name in stage}
+
+    def _trace(
+        self,
+        model: nn.Module,
+        side: str,
+        segment: Segment,
+        stage: Sequence[str],
+        i: int,
+        like: dict[str, Seen] | None = None,
+    ) -> dict[str, Seen]:
         layers = {name: model.get_submodule(name) for name in stage}
-        return trace(layers, lambda: self._run(model, side, segment, i))
+        return trace(layers, lambda: self._run(model, side, segment, i), like)
 
     def _run(self, model: nn.Module, side: str, segment: Segment, i: int) -> Any:
         if segment.block is None:

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 
 from ..core import nearest_divisor
-from .metric import Metric, solve
+from .metric import Metric, cholesky, solve
 from .weighted import ENOUGH, WeightedFit, fitted, real_matrix
 
 NOISE = 0.01  # standard deviation added to the couplings at the start: equal ones would stay equal
@@ -104,6 +104,7 @@ class _Alternation:
         self.W, self.metric, self.shape = W, metric, (A, B, rank)
         self.P = (W @ metric.covariance).reshape(A, m // A, n)
         self.C = metric.covariance.reshape(B, n // B, B, n // B)
+        self.roots = cholesky(self.C.diagonal(dim1=0, dim2=2).movedim(-1, 0).contiguous())
         u, s, v = torch.linalg.svd(W @ metric.root, full_matrices=False)
         right = torch.linalg.solve_triangular(metric.root, s[:rank, None] * v[:rank], upper=False, left=False)
         self.U = u[:, :rank].reshape(A, m // A, rank)
@@ -138,7 +139,7 @@ class _Alternation:
             arriving = torch.einsum("ckl,clq,cqp->kp", coupled, self.V, self.C[:, :, b])
             own = coupled[b] @ self.V[b] @ self.C[b, :, b]
             left = solve(coupled[b], wanted[b] - arriving + own)
-            self.V[b] = solve(self.C[b, :, b], left.mT).mT
+            self.V[b] = torch.cholesky_solve(left.mT, self.roots[b]).mT
 
     def error(self) -> float:
         return self.metric.norm(self.W - Blast(self.U, self.D, self.V).dense())

@@ -1,0 +1,237 @@
+"""compress: a trained network in, a smaller one out, with what was lost."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from torch import nn
+
+from ..train import EXAMPLES
+from .calibration import load_data
+from .load import load
+from .options import Options, check_task
+from .pipeline import Pipeline
+from .record import make_record, write_output
+from .source import Source, from_directory, from_example, from_module
+from .weights import compress_weights
+from .work import Work, fingerprint
+
+
+@final
+@dataclass(frozen=True)
+class Compression:
+    """What became of a network: the new one in evaluation mode, and everything that was measured.
+
+    `metrics` has "before", "compressed", "healed" and "quantized" (None where there was no such stage), `layers` a row
+    per linear layer, `summary` the sentences of the report's first paragraph; `run` and `report` are paths if an
+    output directory was given. After a dry run `model` is None.
+    """
+
+    model: nn.Module | None
+    result: dict[str, Any]
+    run: Path | None = None
+    report: Path | None = None
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """Quality and sizes by stage."""
+        return self.result["metrics"]
+
+    @property
+    def layers(self) -> list[dict[str, Any]]:
+        """Structure, errors and bound of every layer."""
+        return self.result["layers"]
+
+    @property
+    def summary(self) -> list[str]:
+        """What was done, gained and lost, in words."""
+        return self.result["summary"]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON: the record of the run with its paths."""
+        paths = {"run": self.run, "report": self.report}
+        return {**{key: None if path is None else str(path) for key, path in paths.items()}, **self.result}
+
+
+def compress(
+    model: nn.Module | str | os.PathLike[str] | None = None,
+    out: str | os.PathLike[str] | None = None,
+    *,
+    budget: float | None = None,
+    calibration: Any = None,
+    field: str | None = None,
+    samples: int = 512,
+    length: int | None = None,
+    example: str | None = None,
+    task: str | None = None,
+    where: str | Iterable[str] = "*",
+    skip: str | Iterable[str] = (),
+    structures: Iterable[str] | None = None,
+    dry_run: bool = False,
+    overwrite: bool = False,
+    seed: int = 0,
+    progress: Callable[[str, int, int], None] | None = None,
+    **options: Any,
+) -> Compression:
+    """Compress a trained network to a share of its linear layers' cost, losing as little as possible on its data.
+
+    Args:
+        model: a directory (config.json and safetensors), a bare .safetensors file (weights only, no data), or an
+            `nn.Module`, which is not changed. `example` trains a built-in one instead: "digits" or "bytelm".
+        out: directory for the result; None keeps it in memory. An interrupted run goes on when called again.
+        budget: share of the dense cost of the compressed layers, 0.5 by default; `unit` says of what: "parameters",
+            "bytes", "flops" or measured "latency". Or `max_loss`: the smallest budget whose held-out loss grows by at
+            most that share (for classifiers: lost points of accuracy as a fraction).
+        calibration: path, tensor or batches of what the network sees in use; see `load_data`, also for `field`,
+            `samples` and `length`. A built-in default otherwise.
+        where, skip: globs over the names of layers. structures: names in `STRUCTURES`.
+        heal: steps of distillation afterwards, with `heal_lr`, `optimizer`, `match`, `precision` and
+            `gradient_checkpointing`; see `heal`.
+        anchored: fit every layer on the inputs that it gets from the compressed layers before it.
+        quantize: "int8" keeps matrices and factors as int8. densify: write an ordinary dense checkpoint.
+        landmarks, curve: compare with other methods at the same share; quality at half and twice the share.
+        dry_run: only plan. overwrite: replace an `out` that exists. seed: of everything random.
+
+    Raises `ValueError` for bad options, data and files before any work; nothing that existed is lost.
+
+    >>> from flatwing.train import DigitsMLP
+    >>> data = torch.rand(300, 64, generator=torch.Generator().manual_seed(0))
+    >>> done = compress(DigitsMLP(width=16), budget=0.5, calibration=data, landmarks=False, curve=False, timing=0.01)
+    >>> done.metrics["compressed"]["linear_parameters"] <= 0.5 * done.metrics["before"]["linear_parameters"]
+    True
+    """
+    asked = Options(
+        budget=0.5 if budget is None and options.get("max_loss") is None else budget,
+        where=_names(where),
+        skip=_names(skip),
+        seed=seed,
+        **({} if structures is None else {"structures": _names(structures)}),
+        **options,
+    )
+    check_task(task)
+    if (model is None) == (example is None):
+        raise ValueError("give a model or an example, not both and not neither. Examples: " + ", ".join(EXAMPLES) + ".")
+    target = None if out is None else Path(out)
+    if target is not None and target.exists() and not overwrite and not _partial(target).exists():
+        raise ValueError(f"{str(target)!r} exists. Rule: nothing is overwritten without --overwrite.")
+    if isinstance(model, (str, os.PathLike)) and Path(model).suffix == ".safetensors":
+        return _weights_only(Path(model), target, asked, overwrite, dry_run, calibration, progress)
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        source = _source(model, example, task, seed, target, progress)
+        record = asked.to_dict() | {"samples": samples, "length": length, "field": field, "source": source.fingerprint}
+        data = load_data(source, calibration, field=field, samples=samples, length=length)
+        first = data.fit[0].inputs
+        record["calibration"] = f"{data.source} {len(data.fit)} {tuple(first.shape)} {fingerprint(first)}"
+        if dry_run:
+            return _dry_run(Pipeline(source, data, asked, None, progress))
+        work = None if target is None else Work(target, record, overwrite)
+        if work is not None and work.finished:
+            work.finish()
+            return _finished(work.out)
+        return _run(Pipeline(source, data, asked, work, progress), record)
+
+
+def _names(given: str | Iterable[str]) -> tuple[str, ...]:
+    return (given,) if isinstance(given, str) else tuple(given)
+
+
+def _partial(target: Path) -> Path:
+    return target.with_name(target.name + ".partial")
+
+
+def _source(
+    model: Any, example: str | None, task: str | None, seed: int, out: Path | None, progress: Callable[..., None] | None
+) -> Source:
+    if example is not None:
+        make = EXAMPLES[example]
+        cache = None
+        if out is not None and out.parent.is_dir():  # training is a stage, too
+            _partial(out).mkdir(exist_ok=True)
+            cache = _partial(out) / f"{example}-{seed}.safetensors"
+        say = None if progress is None else lambda m: progress(f"training the example {example}", int(m["step"]), 0)
+        return from_example(make(seed, cache=cache, progress=say))
+    if isinstance(model, nn.Module):
+        source = from_module(model.eval() if not model.training else model, task)
+        return source
+    if isinstance(model, (str, os.PathLike)):
+        return from_directory(model, task)
+    raise TypeError(f"model is a {type(model).__name__}. Rule: an nn.Module, a directory or a .safetensors file.")
+
+
+def _dry_run(pipeline: Pipeline) -> Compression:
+    share = pipeline.options.budget
+    if share is None:
+        share, _ = pipeline.searched()
+    plans = pipeline.plan(share)
+    return Compression(None, make_record(pipeline, share, plans, None, {}, []))
+
+
+def _run(pipeline: Pipeline, record: dict[str, Any]) -> Compression:
+    options, work, source = pipeline.options, pipeline.work, pipeline.source
+    share = options.budget if options.budget is not None else pipeline.searched()[0]
+    metrics: dict[str, Any] = {"before": pipeline.measured("before", source.model)}
+    plans = pipeline.plan(share)
+    model, results = pipeline.factorized(plans)
+    metrics["compressed"] = pipeline.measured("compressed", model)
+    steps: list[dict[str, Any]] = []
+    metrics["healed"] = metrics["quantized"] = None
+    if options.heal and any(plan.candidate for plan in plans):
+        steps = pipeline.healed(model)
+        metrics["healed"] = pipeline.measured("healed", model)
+    if share < 1:
+        metrics["quantized"] = pipeline.measured("quantized", pipeline.quantized(model))
+    times = pipeline.timed(model)
+    metrics["before"]["latency"] = times["before"]
+    for name in ("compressed", "healed"):
+        if metrics[name] is not None:
+            metrics[name]["latency"] = times["compressed"]
+    result = make_record(pipeline, share, plans, results, metrics, steps)
+    if options.quantize == "int8":
+        model = pipeline.quantized(model)
+    if options.densify:
+        from ..nn import densify_
+
+        densify_(model)
+    model.eval()
+    if work is None:
+        return Compression(model, result)
+    write_output(pipeline, model, result, steps, record)
+    work.finish()
+    return Compression(model, result, work.out, work.out / "report.html")
+
+
+def _finished(out: Path) -> Compression:
+    """The result of a run that had ended already."""
+    result = json.loads((out / "result.json").read_text(encoding="utf-8"))
+    return Compression(load(out), result, out, out / "report.html")
+
+
+def _weights_only(
+    path: Path,
+    out: Path | None,
+    options: Options,
+    overwrite: bool,
+    dry_run: bool,
+    calibration: Any,
+    progress: Callable[[str, int, int], None] | None,
+) -> Compression:
+    """A bare .safetensors file: no network, so no data and no measuring of what it does."""
+    if calibration is not None:
+        raise ValueError(
+            f"{path.name!r} holds weights without a network, so calibration data cannot be used. Rule: a directory "
+            "with config.json, or load the network in Python and call flatwing.compress.compress(model)."
+        )
+    if out is None or dry_run or options.budget is None:
+        what = "an OUT directory" if out is None else "no dry run" if dry_run else "a budget"
+        raise ValueError(f"weights alone are compressed from file to file. Rule: {what}.")
+    result = compress_weights(
+        path, out, budget=options.budget, where=options.where, overwrite=overwrite, seed=options.seed, progress=progress
+    )
+    return Compression(None, result, out)

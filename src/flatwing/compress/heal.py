@@ -1,0 +1,139 @@
+"""Heal: train the compressed network to answer as the original does, on data without labels."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint as recompute
+
+from ..nn import StructuredLayer
+from ..train import Metric, fit
+from .batch import Batch, main_output, select
+from .divergence import divergence
+from .trace import evaluating
+from .walk import find_trunk
+
+LOSSES = ("outputs", "layers")
+ROWS = 16  # of a batch that one step takes
+CHECKS = 10  # times that held-out data are looked at
+
+
+def heal(
+    model: nn.Module,
+    original: nn.Module,
+    batches: Sequence[Batch],
+    heldout: Sequence[Batch],
+    task: str,
+    *,
+    steps: int,
+    lr: float = 1e-3,
+    optimizer: str = "AdamW",
+    match: str = "outputs",
+    precision: str = "fp32",
+    gradient_checkpointing: bool = False,
+    seed: int = 0,
+    checkpoint: str | os.PathLike[str] | None = None,
+    progress: Callable[[Metric], None] | None = None,
+) -> list[Metric]:
+    """Distil `original` into `model` in place for `steps` steps; ends with the weights best on held-out data.
+
+    The loss is the divergence of the outputs; with `match` = "layers" the squared error of every block's output is
+    added, relative to its size. Warm-up and cosine; everything but embeddings is trained. The start is scored too, so
+    healing never leaves the model worse on held-out data. With `checkpoint`, a file, an interrupted run goes on.
+
+    Raises `ValueError` for unknown names and networks without blocks to match. Cost per step: one forward pass of the
+    original, forward and backward of the model; `gradient_checkpointing` keeps only the blocks' inputs, at one more
+    forward pass.
+    """
+    if match not in LOSSES:
+        raise ValueError(f"unknown match {match!r}. Rule: {' or '.join(LOSSES)}.")
+    layers = [name for name, module in model.named_modules() if isinstance(module, (nn.Linear, StructuredLayer))]
+    trunk = find_trunk(model, layers, batches[0]) if match == "layers" or gradient_checkpointing else None
+    if trunk is None and match == "layers":
+        raise ValueError("match='layers' needs a network of equal blocks, and none were found. Take match='outputs'.")
+    frozen = _freeze_embeddings(model)
+    rows = [(i, j) for i, batch in enumerate(batches) for j in range(len(batch.inputs))]
+
+    def draw(step: int, generator: torch.Generator) -> Batch:
+        first, _ = rows[int(torch.randint(len(rows), (1,), generator=generator))]
+        batch = batches[first]
+        picked = torch.randperm(len(batch.inputs), generator=generator)[:ROWS]
+        return select(batch, picked)
+
+    def loss(student: nn.Module, batch: Batch) -> torch.Tensor:
+        with torch.no_grad():
+            wanted, states = _call(original, batch, trunk if match == "layers" else None)
+        output, own = _call(student, batch, trunk if match == "layers" else None)
+        value = divergence(wanted, output, batch, task).mean()
+        for a, b in zip(states, own, strict=True):
+            value = value + (a - b).float().square().mean() / a.float().square().mean() / len(states)
+        return value
+
+    def score(student: nn.Module) -> float:
+        parts = [divergence(b.logits(original), b.logits(student), b, task).double() for b in heldout]
+        return float(torch.cat(parts).mean())
+
+    try:
+        with evaluating(original, model), _recomputing(model, trunk if gradient_checkpointing else None):
+            return fit(
+                model,
+                draw,
+                steps=steps,
+                lr=lr,
+                loss=loss,
+                optimizer=optimizer,
+                warmup=min(20, steps // 10),
+                precision=precision,
+                seed=seed,
+                evaluate=score,
+                every=max(1, steps // CHECKS),
+                keep="best",
+                checkpoint=checkpoint,
+                progress=progress,
+            )
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+
+
+def _freeze_embeddings(model: nn.Module) -> list[nn.Parameter]:
+    """Tables are not what was compressed, and few of their rows are seen on the way."""
+    tables = [m.weight for m in model.modules() if isinstance(m, nn.Embedding) and m.weight.requires_grad]
+    for table in tables:
+        table.requires_grad_(False)
+    return tables
+
+
+def _call(model: nn.Module, batch: Batch, trunk: str | None) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Outputs of the model, and of the blocks of its trunk if one is named."""
+    states: list[torch.Tensor] = []
+    blocks = [] if trunk is None else model.get_submodule(trunk).children()
+    handles = [b.register_forward_hook(lambda _, args, output: states.append(main_output(output))) for b in blocks]
+    try:
+        return batch.logits(model), states
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _recomputing(model: nn.Module, trunk: str | None) -> Iterator[None]:
+    """Blocks of the trunk keep their inputs only and run again for the gradient."""
+    blocks = [] if trunk is None else list(model.get_submodule(trunk).children())
+    for block in blocks:
+        forward = block.forward
+
+        def again(*args: Any, forward: Callable[..., Any] = forward, **kwargs: Any) -> Any:
+            return recompute(forward, *args, use_reentrant=False, **kwargs)
+
+        block.forward = again  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for block in blocks:
+            del block.forward
