@@ -39,7 +39,8 @@ def compress_(
     Layers that share a weight are replaced together and go on sharing it; a module at several places is replaced at all
     of them. Frozen stays frozen. What cannot be replaced is in the report with its reason. If anything fails the model
     is as before. Raises `ValueError` for globs that match nothing, a structure that fits none of the layers, or values
-    that are not finite (the layer is named). Cost: one factorization per layer.
+    that are not finite (the layer is named). Cost: one factorization per layer; a share also searches all chains, half
+    a minute for a 1024 x 1024 layer.
 
     `nn.TransformerEncoderLayer` reads `.weight` in its fast path (evaluation without gradients), which makes the matrix
     at each call: the outputs are right, the gain is lost. `torch.backends.mha.set_fastpath_enabled(False)` avoids it.
