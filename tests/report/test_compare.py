@@ -86,8 +86,18 @@ def test_accuracy_is_better_when_higher(read: Any) -> None:
     assert table is not None
     assert winners(table) == ["flatwing + heal"]
     assert table.measures == (ACCURACY,)
-    assert "With the least arithmetic, 7 FLOP, flatwing + heal does best: 97.50 %." in table.verdict
+    assert "With at most its 7 FLOP, flatwing + heal does best: 97.50 %." in table.verdict
     assert [sorted(row.best & {"accuracy"}) for row in table.rows] == [[], [], ["accuracy"]]
+
+
+def test_arithmetic_is_compared_at_ours(read: Any) -> None:
+    record = result(1)
+    rows = (("plain SVD", 3.0, 90), ("int8", 1.0, 400), ("flatwing", 1.2, 100))
+    record["landmarks"] = [{"name": name, "loss": value(x), "bytes": 9, "flops": flops} for name, x, flops in rows]
+    table = view_landmarks(read(record))
+    assert table is not None
+    assert winners(table) == ["int8"]
+    assert table.verdict.endswith("With at most its 100 FLOP, flatwing does best: 1.200.")
 
 
 def test_best_of_each_column(read: Any) -> None:

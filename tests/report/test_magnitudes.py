@@ -89,7 +89,7 @@ def test_tensors_of_another_kind_are_left_out(tmp_path: Path, change: str) -> No
     else:
         value = stored.pop(key)
         if change == "quantized":
-            stored |= {f"{key}.int8": value.to(torch.int8), f"{key}.scale": torch.ones(1)}
+            stored |= {f"{key}.int8": value.to(torch.int8), f"{key}.scale": torch.ones(1)}  # not one scale per row
     save_file(stored, tmp_path / "m.safetensors")
     with opened(tmp_path / "m.safetensors") as file:
         assert magnitudes(file, layer) is None
@@ -113,3 +113,19 @@ def test_file_that_is_cut_off_is_refused(tmp_path: Path, size: int) -> None:
     path.write_bytes(path.read_bytes()[:size])
     with pytest.raises(ValueError, match=r"model\.safetensors cannot be read: "), opened(path):
         pass
+
+
+def test_int8_is_read_with_its_scales(tmp_path: Path) -> None:
+    layer, stored = layer_and_tensors(tmp_path)
+    rounded: dict[str, torch.Tensor] = {}
+    for key, tensor in stored.items():
+        scale = tensor.abs().amax(-1) / 127
+        values = (tensor / scale[..., None]).round()
+        stored[key] = values * scale[..., None]
+        rounded |= {f"{key}.int8": values.to(torch.int8), f"{key}.scale": scale}
+    found = []
+    for name, content in (("plain", stored), ("int8", rounded)):
+        save_file(content, tmp_path / f"{name}.safetensors")
+        with opened(tmp_path / f"{name}.safetensors") as file:
+            found.append(magnitudes(file, layer))
+    assert found[0] == found[1] is not None

@@ -220,3 +220,11 @@ def test_other_methods_stand_beside_the_curve(tmp_path: Path) -> None:
     assert "whitened SVD: 1 points from 2.274 to 2.274; plain SVD: 1 points from 3.227" in described
     record["curve"] |= {"metric": "something", "dense": None}
     assert "whitened SVD" not in re.findall(r'<desc id="chart-curve-desc">(.*?)</desc>', page(tmp_path, record))[0]
+
+
+def test_warning_that_the_summary_tells_is_not_repeated(tmp_path: Path) -> None:
+    record = result(1)
+    record["calibration"]["warnings"] = ["Few tokens.", "Other."]
+    record["summary"].append("Few tokens.")
+    text = page(tmp_path, record)
+    assert (text.count("Few tokens."), text.count('<p class="note">Other.</p>')) == (1, 1)

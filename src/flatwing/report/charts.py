@@ -66,7 +66,7 @@ def line_chart(
     ys = [y for y in ys if y > 0 or not y_log] + ([level[1]] if level else [])
     x = Scale(*padded(xs, log=x_log, part=0.03), LEFT, WIDTH - RIGHT, log=x_log)
     y = Scale(*padded(ys, log=y_log), HEIGHT - BOTTOM, TOP, log=y_log)
-    parts = [*_axes(x, y, x_label, y_label, x_ticks, x_text, y_text or _labels(y.ticks()))]
+    parts = [*_axes(x, y, x_label, y_label, x_ticks, x_text, y_text or _labels(y.ticks(), y_log))]
     if level:
         parts.append(_line("level", LEFT, y(level[1]), WIDTH - RIGHT, y(level[1])))
     for line in reversed(shown):  # the first one on top
@@ -90,10 +90,12 @@ def _drawable(line: Series, x_log: bool, y_log: bool) -> Series:
     return Series(line.name, line.look, tuple(points), line.marks)
 
 
-def _labels(ticks: list[float]) -> Callable[[float], str]:
-    """All ticks of an axis with the same number of decimals, as few as tell them apart."""
+def _labels(ticks: list[float], log: bool) -> Callable[[float], str]:
+    """All ticks of a linear axis with the same number of decimals, as few as tell them apart."""
     if any(abs(tick) >= 1e5 or 0 < abs(tick) < 1e-4 for tick in ticks):
         return lambda tick: f"{tick:.0e}".replace("e-0", f"e{MINUS}").replace("e-", f"e{MINUS}").replace("e+0", "e")
+    if log:
+        return lambda tick: f"{tick:g}"
     places = max((len(f"{tick:.10g}".partition(".")[2]) for tick in ticks), default=0)
     return lambda tick: f"{tick:.{places}f}".replace("-", MINUS)
 

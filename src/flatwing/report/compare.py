@@ -13,7 +13,7 @@ from .record import Landmark, Metrics, Record, Timing, Value
 from .svg import Scale, element, padded
 from .words import NONE, measured, percent, short, signed
 
-SAME_BYTES: Final = 1.02  # a file's header may not decide
+SAME: Final = 1.02  # a file's header may not decide
 OURS: Final = "flatwing"
 
 
@@ -123,7 +123,7 @@ def _value(entry: Landmark, measure: Measure) -> Value | None:
 def _winner(methods: Sequence[Landmark], ours: Landmark | None, measure: Measure) -> tuple[Landmark | None, str]:
     if ours is None or ours.bytes is None:
         return None, "There is no row of flatwing to compare at the same bytes."
-    room = ours.bytes * SAME_BYTES
+    room = ours.bytes * SAME
     fits = [e for e in methods if e.bytes is not None and e.bytes <= room and _value(e, measure) is not None]
     if not fits:
         return None, f"{measure.label} was not measured for methods of at most {short(ours.bytes, 'B')}."
@@ -140,19 +140,21 @@ def _winner(methods: Sequence[Landmark], ours: Landmark | None, measure: Measure
     equal = [e.name for e in fits if e is not winner and _same(value, _value(e, measure))]
     if equal:
         verdict += f" Within two standard errors of it: {', '.join(equal)}."
-    return winner, verdict + _leanest(methods, measure)
+    return winner, verdict + _leanest(methods, ours, measure)
 
 
-def _leanest(methods: Sequence[Landmark], measure: Measure) -> str:
-    """Who does best with the least arithmetic, in words."""
-    known = [e for e in methods if e.flops is not None and _value(e, measure) is not None]
-    if not known:
+def _leanest(methods: Sequence[Landmark], ours: Landmark, measure: Measure) -> str:
+    """Who does best with no more arithmetic than ours, in words."""
+    if not ours.flops:
         return ""
-    flops = min(e.flops for e in known if e.flops is not None)
-    equals = [e for e in known if e.flops == flops]
-    winner = min(equals, key=lambda e: (-1 if measure.higher else 1) * _value(e, measure).value)  # type: ignore[union-attr]
+    room = ours.flops * SAME
+    fits = [e for e in methods if e.flops is not None and e.flops <= room and _value(e, measure) is not None]
+    if not fits:
+        return ""
+    sign = -1 if measure.higher else 1
+    winner = min(fits, key=lambda e: (sign * _value(e, measure).value, e.flops))  # type: ignore[union-attr]
     quality = measure.text(_value(winner, measure))
-    return f" With the least arithmetic, {short(flops)} FLOP, {winner.name} does best: {quality}."
+    return f" With at most its {short(ours.flops)} FLOP, {winner.name} does best: {quality}."
 
 
 def _same(a: Value, b: Value | None) -> bool:

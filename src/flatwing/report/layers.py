@@ -87,7 +87,7 @@ def draw_bar(layer: Layer, top: float) -> Markup:
     said = [f"error {percent(layer.error)}"]
     if layer.error is not None:
         parts.append(element("rect", y=2, width=place(layer.error), height=12, class_="fill"))
-    if layer.lower_bound is not None:
+    if layer.lower_bound:  # 0 says nothing
         x = place(layer.lower_bound)
         parts.append(element("line", x1=x, y1=0, x2=x, y2=16, class_="halo"))
         parts.append(element("line", x1=x, y1=0, x2=x, y2=16, class_="bound"))

@@ -39,9 +39,10 @@ def magnitudes(file: Any, layer: Layer) -> list[str] | None:
     """A data URI per factor of a layer, or `None` where the file does not hold them as plain numbers.
 
     A factor of pattern (a, b, c, d) is stored as (a*d, b, c), blocks first; a layer with shared bases as left
-    (A, m/A, r), coupling (A, B, r) and right (B, r, n/B) or (B, n/B, r).
+    (A, m/A, r), coupling (A, B, r) and right (B, r, n/B) or (B, n/B, r). A tensor KEY may be stored as KEY.int8 and
+    KEY.scale, one scale for each row of its blocks.
     """
-    chain, names = patterns(layer), set(file.keys())
+    chain, names = patterns(layer), {key.removesuffix(".int8") for key in file.keys()}  # noqa: SIM118 (no mapping)
     if chain is None:
         return None
     keys = [f"{layer.name}.factors.{i}" for i in range(len(chain))]
@@ -63,7 +64,8 @@ def _blocks(file: Any, key: str, pattern: Pattern, shared: bool) -> np.ndarray |
     import torch
 
     a, b, c, d = pattern
-    shape = tuple(file.get_slice(key).get_shape())
+    rounded = f"{key}.int8" in file.keys()  # noqa: SIM118 (no mapping)
+    shape = tuple(file.get_slice(f"{key}.int8" if rounded else key).get_shape())
     if a * b * c * d > LARGEST:
         return None
     if shared and d > 1:
@@ -72,7 +74,15 @@ def _blocks(file: Any, key: str, pattern: Pattern, shared: bool) -> np.ndarray |
         order = (0, 1, 2) if shape == (a * d, b, c) else (0, 2, 1) if shared and shape == (a, c, b) else None
     if order is None:
         return None
-    tensor = file.get_tensor(key)
+    if rounded:
+        if f"{key}.scale" not in file.keys():  # noqa: SIM118
+            return None
+        tensor, scale = file.get_tensor(f"{key}.int8"), file.get_tensor(f"{key}.scale")
+        if tuple(scale.shape) != shape[:-1]:
+            return None
+        tensor = tensor.float() * scale.float()[..., None]
+    else:
+        tensor = file.get_tensor(key)
     if not (tensor.is_floating_point() or tensor.is_complex()):
         return None
     return torch.nan_to_num(tensor.abs().float()).permute(order).numpy()

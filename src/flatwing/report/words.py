@@ -11,6 +11,7 @@ from .record import Value
 Real = float | int  # beartype does not take one for the other
 NONE = "\N{EN DASH}"
 MINUS = "\N{MINUS SIGN}"
+RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 THIN = "\N{NARROW NO-BREAK SPACE}"
 
 
@@ -78,12 +79,18 @@ def measured(value: Value | None, scale: Real = 1, unit: str = "") -> str:
 
     >>> measured(Value(1.38271, 0.0123)), measured(Value(0.9796, 0.0061), 100), measured(Value(2.0)), measured(None)
     ('1.383 ± 0.012', '97.96 ± 0.61', '2.000', '–')
+    >>> measured(Value(1.65e-5, 5.7e-6)), measured(Value(1.0, 1e-8))
+    ('(1.65 ± 0.57) · 10⁻⁵', '1.000')
     """
     if value is None:
         return NONE
     centre, error = value.value * scale, (value.stderr or 0.0) * scale
-    if not error:
+    if error <= 1e-6 * abs(centre):  # none is known, or only that of rounding
         return significant(centre, 4) + unit
+    if max(abs(centre), error) < 1e-3:
+        power = floor(log10(max(abs(centre), error)))
+        mantissa = measured(Value(centre / 10.0**power, error / 10.0**power))
+        return f"({mantissa}) · 10{str(power).translate(RAISED)}{unit}"
     places = min(max(1 - floor(log10(error)), 0), 8)
     return f"{centre:.{places}f} ± {error:.{places}f}".replace("-", MINUS) + unit
 
