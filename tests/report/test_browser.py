@@ -67,7 +67,7 @@ return Array.from(document.querySelectorAll('a')).map(a => a.getAttribute('href'
 CLIPPED = """
 return Array.from(document.querySelectorAll('svg.chart text, svg.panels text')).filter(text => {
   const inner = text.getBoundingClientRect(), outer = text.ownerSVGElement.getBoundingClientRect();
-  return inner.left < outer.left - 2 || inner.right > outer.right + 2 || inner.top < outer.top - 3 ||
+  return inner.left < outer.left - 0.5 || inner.right > outer.right + 2 || inner.top < outer.top - 3 ||
     inner.bottom > outer.bottom + 3;
 }).map(text => text.textContent)
 """
@@ -123,3 +123,12 @@ def test_links_move_the_page(browser: Browser, pages: dict[str, Path]) -> None:
         browser.run(f"document.querySelectorAll('nav a')[{i}].click()")
         tops.append(browser.run("return scrollY"))
     assert tops == sorted(set(tops)), "each link leads further down"
+
+
+def test_labels_of_small_numbers_are_whole(browser: Browser, tmp_path: Path) -> None:
+    folder = write_run(tmp_path)
+    lines = [{"stage": "heal", "step": step, "loss": 3.0 * 0.8**step} for step in range(50)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    browser.show(write(folder), 390, "light")
+    assert "0.0001" in browser.run("return document.querySelector('[aria-labelledby^=chart-healing]').textContent")
+    assert browser.run(CLIPPED) == []

@@ -129,3 +129,14 @@ def test_int8_is_read_with_its_scales(tmp_path: Path) -> None:
         with opened(tmp_path / f"{name}.safetensors") as file:
             found.append(magnitudes(file, layer))
     assert found[0] == found[1] is not None
+
+
+def test_shared_bases_of_rank_one(tmp_path: Path) -> None:
+    layer, _ = layer_and_tensors(tmp_path)
+    (A, B), (m, n) = layer.blocks or (0, 0), layer.shape
+    parts = {"left": (A, m // A, 1), "coupling": (A, B, 1), "right": (B, 1, n // B)}
+    save_file({f"{layer.name}.{part}": torch.rand(size) for part, size in parts.items()}, tmp_path / "m.safetensors")
+    with opened(tmp_path / "m.safetensors") as file:
+        images = magnitudes(file, replace(layer, rank=1))
+    assert images is not None
+    assert (image(images[1])[..., 3] > 0).all(), "every pair of blocks is coupled"

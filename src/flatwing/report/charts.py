@@ -13,7 +13,7 @@ from .words import MINUS, Real, significant
 
 WIDTH: Final = 440.0  # of a chart; on a phone it is shown at about 0.8 of its size, so letters are 12 units high
 HEIGHT: Final = 250.0
-LEFT, RIGHT, TOP, BOTTOM = 50.0, 16.0, 26.0, 40.0
+LEFT, RIGHT, TOP, BOTTOM = 58.0, 16.0, 26.0, 40.0
 LONGEST: Final = 52  # letters of a label that fit
 MOST: Final = 400  # points of one line; more could not be told apart
 

@@ -68,7 +68,7 @@ def _blocks(file: Any, key: str, pattern: Pattern, shared: bool) -> np.ndarray |
     shape = tuple(file.get_slice(f"{key}.int8" if rounded else key).get_shape())
     if a * b * c * d > LARGEST:
         return None
-    if shared and d > 1:
+    if shared and key.endswith(".coupling"):
         order = (2, 0, 1) if shape == (b, c, d) else None
     else:
         order = (0, 1, 2) if shape == (a * d, b, c) else (0, 2, 1) if shared and shape == (a, c, b) else None
