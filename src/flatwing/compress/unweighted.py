@@ -72,10 +72,10 @@ class Unweighted:
 
     @cached_property
     def _eigen(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Eigenvalues, largest first, and eigenvectors of W W^T or W^T W, whichever is smaller."""
+        """Eigenvalues, largest first, and eigenvectors, largest last, of W W^T or W^T W, whichever is smaller."""
         W = self.W if self.W.shape[0] <= self.W.shape[1] else self.W.mT
         values, vectors = torch.linalg.eigh(W @ W.mT)
-        return values.flip(0).clamp_min(0), vectors.flip(1)
+        return values.flip(0).clamp_min(0), vectors
 
     @property
     def _values(self) -> torch.Tensor:
@@ -85,7 +85,7 @@ class Unweighted:
         """Factors (m, r) and (r, n) of the nearest matrix of rank r, of like size."""
         values, vectors = self._eigen
         level = values[:rank].sqrt().sqrt().clamp_min(EPS * float(values[0].sqrt().sqrt()))
-        basis = vectors[:, :rank]
+        basis = vectors[:, -rank:].flip(1)  # only these are copied
         if self.W.shape[0] <= self.W.shape[1]:
             return basis * level, (basis.mT @ self.W) / level[:, None]
         return (self.W @ basis) / level, (basis * level).mT.contiguous()

@@ -31,7 +31,7 @@ from .workfolder import WorkFolder
 WORTH = 0.95  # share of its parameters above which a matrix stays as it is
 SPECTRUM = 128  # singular values that are kept for the report
 
-Progress = Callable[[int, int], None]
+Progress = Callable[[str, int, int], None]
 
 
 def compress_weights(
@@ -55,7 +55,7 @@ def compress_weights(
 
     Memory: one matrix and its fit per process, whatever the size of the model. Killed at any moment, the same call
     resumes; the same source and options give the same bytes for any number of processes and threads. `progress` gets
-    the numbers of finished and of all matrices. The result is what `result.json` in `out` says.
+    the stage and the numbers of finished and of all matrices. The result is what `result.json` in `out` says.
 
     Raises `ValueError` before any work for a source that cannot be read (see `Checkpoint.open`) or is compressed
     already, a budget outside (0, 1], unknown structures, globs that match nothing, an `out` that exists (with
@@ -103,7 +103,7 @@ def compress_weights(
                 _fit(checkpoint, tasks[index], share, structures, seed, part)
             done = team.tally()
             if progress is not None:
-                progress(done, len(tasks))
+                progress("factorize", done, len(tasks))
 
     def finish() -> None:
         if todo[0]:
