@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import demo, factorize, report
+from . import compress, demo, factorize, report
 
 app = typer.Typer(
     name="flatwing",
@@ -15,6 +15,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command("compress")(compress.command)
 app.command("factorize")(factorize.command)
 app.command("report")(report.command)
 app.command("demo")(demo.command)
@@ -33,7 +34,7 @@ def options(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Find fast sparse structure in a matrix, with a proof of how good it is."""
+    """Find fast sparse structure in networks and matrices, with a proof of how good it is."""
 
 
 def main() -> None:

@@ -66,7 +66,7 @@ def compress(
     budget: float | None = None,
     calibration: Any = None,
     field: str | None = None,
-    samples: int = 512,
+    samples: int | None = None,
     length: int | None = None,
     example: str | None = None,
     task: str | None = None,

@@ -103,7 +103,7 @@ def heal(
 
 def _freeze_embeddings(model: nn.Module) -> list[nn.Parameter]:
     """Tables are not what was compressed, and few of their rows are seen on the way."""
-    tables = [m.weight for m in model.modules() if isinstance(m, nn.Embedding) and m.weight.requires_grad]
+    tables = [p for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters() if p.requires_grad]
     for table in tables:
         table.requires_grad_(False)
     return tables

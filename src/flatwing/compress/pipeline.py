@@ -23,7 +23,8 @@ from .layerwise import LayerResult, fit_layers
 from .measure import flops, linear_parameters, parameters, peak_memory, state_bytes
 from .options import Options
 from .plan import LayerPlan
-from .quantize import fake_quantized
+from .quantize import fake_quantized, quantized_state
+from .save import quantized_keys, tensors_of
 from .source import Source
 from .timing import latency
 from .work import Work
@@ -168,7 +169,10 @@ class Pipeline:
         return [dict(metric) for metric in metrics]
 
     def measured(self, name: str, model: nn.Module) -> dict[str, Any]:
-        """What the report says of a network: quality on the test data, agreement with the original, sizes."""
+        """What the report says of a network: quality on the test data, agreement with the original, sizes.
+
+        The one called "quantized" is to be kept as int8.
+        """
 
         def compute() -> dict[str, Any]:
             if self.progress is not None:
@@ -178,13 +182,17 @@ class Pipeline:
             sizes = {
                 "parameters": parameters(model),
                 "linear_parameters": linear_parameters(model, list(self.layers)),
-                "bytes": state_bytes(model),
+                "bytes": state_bytes(self._kept(model) if name == "quantized" else model),
                 "flops": flops(model, batch),
                 "peak_memory": peak_memory(model, batch),
             }
             return {**metrics.to_dict(), **sizes, "latency": []}
 
         return self._once(f"measured_{name}", compute)
+
+    def _kept(self, model: nn.Module) -> dict[str, torch.Tensor]:
+        state = tensors_of(model)
+        return quantized_state(state, [key for key in quantized_keys(model, self.layers) if key in state])[0]
 
     def timed(self, model: nn.Module) -> dict[str, list[dict[str, float]]]:
         """Milliseconds of both networks at several batch sizes."""

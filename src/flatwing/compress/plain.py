@@ -36,13 +36,13 @@ def dense(config: dict[str, Any], prefix: str, state: dict[str, Any]) -> Any:
         left, coupling, right = (state.pop(prefix + part).double() for part in ("left", "coupling", "right"))
         blocks = torch.einsum("aik,abk,bkj->aibj", left, coupling, right)
         return blocks.flatten(2).flatten(0, 1).to(torch.float32)
-    product = None
+    product = torch.eye(1)
     for i, pattern in enumerate(re.findall(r"\((\d+),(\d+),(\d+),(\d+)\)", config["chain"])):
         a, b, c, d = map(int, pattern)  # factor i is I_a (x) blocks of b x c (x) I_d
         values = state.pop(f"{prefix}factors.{i}").double().reshape(a, d, b, c)
         factor = torch.einsum("adbc,ae,df->abdecf", values, torch.eye(a).double(), torch.eye(d).double())
         factor = factor.reshape(a * b * d, a * c * d)
-        product = factor if product is None else product @ factor
+        product = product @ factor if i else factor
     rows, columns = state.pop(prefix + "perm_out", None), state.pop(prefix + "perm_in", None)
     product = product if rows is None else product[rows.argsort()]
     return (product if columns is None else product[:, columns.argsort()]).to(torch.float32)

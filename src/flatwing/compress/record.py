@@ -39,7 +39,8 @@ def make_record(
     layers = [_row(plan, done.get(plan.name)) for plan in plans]
     layers += [_skipped(name, why) for name, why in pipeline.skipped.items()]
     kept = sum(pipeline.cost(plan.name, plan.candidate) for plan in plans)
-    calibration = data.describe(max(layer.in_features for layer in pipeline.layers.values()), options.anchored)
+    scarce = [(r.samples, p.shape[1]) for p in plans if (r := done.get(p.name)) and 0 < r.samples < 10 * p.shape[1]]
+    calibration = data.describe(options.anchored, [_scarce(*min(scarce, key=lambda s: s[0] / s[1]))] if scarce else [])
     record: dict[str, Any] = {
         "format": "flatwing.run",
         "version": 1,
@@ -95,6 +96,13 @@ def make_record(
         options.heal,
     )
     return record
+
+
+def _scarce(samples: int, inputs: int) -> str:
+    return (
+        f"Calibration had {samples:,} vectors for a layer of {inputs:,} inputs, fewer than 10 per input: give more data, "
+        "or expect larger errors on other data."
+    )
 
 
 def _row(plan: LayerPlan, result: LayerResult | None) -> dict[str, Any]:

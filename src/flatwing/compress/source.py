@@ -110,7 +110,15 @@ def task_of(class_name: str) -> str:
 def load_transformers(folder: Path, config: dict[str, Any]) -> nn.Module:
     """The model of a directory through transformers, in the dtype of its files; only safetensors are read."""
     cls = transformers_class(config, folder)
-    return cls.from_pretrained(str(folder), local_files_only=True, use_safetensors=True, dtype="auto").eval()
+    from transformers.utils import logging  # type: ignore[import-not-found]
+
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # the commands show their own
+    try:
+        return cls.from_pretrained(str(folder), local_files_only=True, use_safetensors=True, dtype="auto").eval()
+    finally:
+        if bars:
+            logging.enable_progress_bar()
 
 
 def skeleton(folder: Path, architecture: dict[str, Any], config: dict[str, Any]) -> nn.Module:
