@@ -187,12 +187,14 @@ def _run(pipeline: Pipeline, record: dict[str, Any]) -> Compression:
         metrics["healed"] = pipeline.measured("healed", model)
     if share < 1:
         metrics["quantized"] = pipeline.measured("quantized", pipeline.quantized(model))
-    times = pipeline.timed(model)
+    times, speeds = pipeline.timed(model), pipeline.speeds(model)
     metrics["before"]["latency"] = times["before"]
     for name in ("compressed", "healed"):
         if metrics[name] is not None:
             metrics[name]["latency"] = times["compressed"]
     result = make_record(pipeline, share, plans, results, metrics, steps)
+    for row in result["layers"]:
+        row["speed"] = speeds.get(row["name"])
     if options.quantize == "int8":
         model = pipeline.quantized(model)
     if options.densify:

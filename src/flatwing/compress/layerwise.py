@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Protocol, final
+from typing import Any, Protocol, final, runtime_checkable
 
 import torch
 from torch import nn
@@ -46,6 +46,7 @@ class LayerResult:
         return asdict(self)
 
 
+@runtime_checkable
 class Store(Protocol):
     """Where finished layers are kept, so that an interrupted run goes on behind the last one."""
 

@@ -18,7 +18,7 @@ from .costs import calls_per_sample, unit_cost
 from .evaluate import evaluate, quality_loss
 from .explore import Explored, decide, explore
 from .heal import heal
-from .landmarks import landmarks
+from .landmarks import LANDMARKS, landmarks
 from .layerwise import LayerResult, fit_layers
 from .measure import flops, linear_parameters, parameters, peak_memory, state_bytes
 from .options import Options
@@ -26,12 +26,14 @@ from .plan import LayerPlan
 from .quantize import fake_quantized, quantized_state
 from .save import quantized_keys, tensors_of
 from .source import Source
-from .timing import latency
+from .timing import latency, layer_speed
 from .work import Work
 
 Progress = Callable[[str, int, int], None]
 SEARCHED = (0.9, 0.75, 0.6, 0.5, 0.4, 0.3, 0.25, 0.2, 0.15, 0.1, 0.07, 0.05)  # shares that --max-loss tries in turn
 LATENCY_SIZES = (1, 16, 64)
+SPEED_ROWS = 256
+CURVES = ("whitened SVD", "plain SVD")
 
 
 @final
@@ -208,19 +210,39 @@ class Pipeline:
         """The landmarks at this share of the parameters."""
         if not self.options.landmarks or not 0 < share < 1:
             return []
-        return self._once(
-            "landmarks",
-            lambda: landmarks(
-                self.source.model,
-                self.layers,
-                self.data.batches,
-                len(self.data.fit),
-                self.data.test,
-                self.source.task,
-                share,
-                progress=self.progress,
-            ),
+        return self._once("landmarks", lambda: self._landmarks(share, tuple(LANDMARKS)))
+
+    def _landmarks(self, share: float, names: Sequence[str]) -> list[dict[str, Any]]:
+        if not self.options.landmarks:
+            return []
+        return landmarks(
+            self.source.model,
+            self.layers,
+            self.data.batches,
+            len(self.data.fit),
+            self.data.test,
+            self.source.task,
+            share,
+            names=names,
+            progress=self.progress,
         )
+
+    def speeds(self, model: nn.Module) -> dict[str, float]:
+        """How many times as fast as its dense layer each structured layer is here, on `SPEED_ROWS` vectors; measured."""
+
+        def compute() -> dict[str, float]:
+            known: dict[str, float] = {}
+            found = {}
+            for name, layer in structured_layers(model).items():
+                if name not in self.layers:
+                    continue
+                key = repr(layer)
+                if key not in known:
+                    known[key] = layer_speed(self.layers[name].as_linear(), layer, SPEED_ROWS)
+                found[name] = known[key]
+            return found
+
+        return self._once("speeds", compute)
 
     def curve(self, share: float, compressed: Mapping[str, Any]) -> dict[str, Any]:
         """Quality on the test data against the budget, before healing: at half, all and twice the share."""
@@ -243,6 +265,9 @@ class Pipeline:
                     continue
                 metrics = evaluate(model, self.data.test, self.source.task, self.source.model).to_dict()
                 points.append({"method": "flatwing", "share": other, **value(metrics)})
+                for row in self._landmarks(other, CURVES):
+                    own = row["agreement_kl"] if key == "kl" else row[key]
+                    points.append({"method": row["name"], "share": other, **(own or {"value": None, "stderr": None})})
             return sorted(points, key=lambda point: point["share"])
 
         points = self._once("curve", compute)
