@@ -61,6 +61,12 @@ def test_both_together_are_named_where_they_are_smaller() -> None:
     assert "both together" not in (better_choice(rows, "parameters") or "")
 
 
+def test_the_healed_network_is_the_one_to_compare_with() -> None:
+    rows = [row("int8", 900, loss=1.4), row("flatwing", 1_000, loss=1.5), row("flatwing + heal", 1_000, loss=1.3)]
+    assert better_choice(rows, "bytes") is None
+    assert better_choice(rows[:2], "bytes") is not None
+
+
 def test_other_tasks_are_judged_by_what_is_known() -> None:
     assert "divergence 0.0100" in (better_choice([row("int8", 9, kl=0.01), row("flatwing", 9, kl=0.1)], "bytes") or "")
     assert better_choice([row("int8", 9), row("flatwing", 9)], "bytes") is None

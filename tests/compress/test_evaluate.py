@@ -114,6 +114,8 @@ def test_agreement_with_the_reference() -> None:
     assert metrics.cosine.value < 0.999
     same = evaluate(model, [Batch((x,))], "classification", model)
     assert (same.kl, same.top1) == (Estimate(0.0, 0.0), Estimate(1.0, 0.0))
+    assert same.cosine is not None
+    assert 1 - 1e-6 < same.cosine.value <= 1
 
 
 def test_a_shift_of_all_logits_is_agreement() -> None:

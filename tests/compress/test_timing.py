@@ -82,6 +82,13 @@ def test_speed_of_a_layer_is_relative_to_the_dense_one() -> None:
     assert layer_speed(small, big, rows=64) < 1 / 3
 
 
+def test_a_layer_that_is_stored_the_other_way_round_is_timed_as_well() -> None:
+    pytorch_utils = pytest.importorskip("transformers.pytorch_utils")
+    dense = pytorch_utils.Conv1D(32, 1024)
+    assert layer_speed(dense, nn.Linear(1024, 32), rows=4, seconds=0.01) > 0
+    assert layer_speed(dense, dense, rows=4, seconds=0.01) > 0
+
+
 def test_refusals() -> None:
     with pytest.raises(ValueError, match="0 models"):
         latency({}, rows)

@@ -7,23 +7,26 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 QUANTIZATION = ("int8", "int4")
+OURS = ("flatwing + heal", "flatwing")  # the one that the user gets comes first
 QUALITY = {"accuracy": "accuracy", "loss": "loss", "agreement_kl": "divergence"}  # the first one that is known decides
 SAME = 1.02  # of bytes: the header of a file may not decide
 
 
-def better_choice(rows: Sequence[Mapping[str, Any]], goal: str, ours: str = "flatwing") -> str | None:
+def better_choice(rows: Sequence[Mapping[str, Any]], goal: str) -> str | None:
     """A sentence with numbers if quantization alone is as good as our row, and not larger; None otherwise.
 
-    Quality is the accuracy, or else the loss, or else the divergence from the original. Up to one standard error of
-    the difference counts as good as ours (then the sentence says so), and so do 2 % of the bytes. `goal` is the unit of
-    the budget: quantization saves no arithmetic, and for "flops" and "latency" the sentence says that as well.
+    Our row is "flatwing + heal" where there is one, or else "flatwing". Quality is the accuracy, or else the loss, or
+    else the divergence from the original. Up to one standard error of the difference counts as good as ours (then the
+    sentence says so), and so do 2 % of the bytes. `goal` is the unit of the budget: quantization saves no arithmetic,
+    and for "flops" and "latency" the sentence says that as well.
 
     >>> row = {"loss": None, "agreement_kl": None}
     >>> better_choice([{**row, "name": "int8", "accuracy": {"value": 0.97}, "bytes": 100_000},
     ...                {**row, "name": "flatwing", "accuracy": {"value": 0.95}, "bytes": 120_000}], "bytes")
     'For a small file, int8 alone is the better choice here: accuracy 97.0 % in 100 kB, against 95.0 % in 120 kB.'
     """
-    own = next((row for row in rows if row["name"] == ours), None)
+    named = {row["name"]: row for row in rows}
+    own = next((named[name] for name in OURS if name in named), None)
     key = next((key for key in QUALITY if own and _value(own, key) is not None), None)
     if own is None or key is None:
         return None
@@ -52,8 +55,8 @@ def better_choice(rows: Sequence[Mapping[str, Any]], goal: str, ours: str = "fla
     )
     if goal in ("flops", "latency"):
         sentence += " It saves no arithmetic, which is what structure is for."
-    both = next((row for row in rows if row["name"] == f"{ours} + int8" and _value(row, key) is not None), None)
-    if both is not None and both["bytes"] < best["bytes"]:
+    both = named.get("flatwing + int8")
+    if both is not None and both["bytes"] < best["bytes"] and _value(both, key) is not None:
         sentence += f" Smaller still are both together: {_quality(both, key)} in {_bytes(both)}."
     return sentence
 

@@ -217,7 +217,7 @@ def _positions(output: torch.Tensor, other: torch.Tensor | None, task: str) -> d
     p, q = other.float(), output.float()
     if task == "other":
         return {
-            "cosine": F.cosine_similarity(p, q, dim=-1),
+            "cosine": _cosine(p, q),
             "error": (p - q).square().sum(-1),
             "energy": p.square().sum(-1),
         }
@@ -226,7 +226,11 @@ def _positions(output: torch.Tensor, other: torch.Tensor | None, task: str) -> d
     both = p.isfinite() & q.isfinite()  # classes that are ruled out have a logit of -inf
     p, q = (torch.where(both, x, 0.0) for x in (p, q))
     p, q = (x - x.mean(-1, keepdim=True) for x in (p, q))
-    return {"kl": kl, "top1": p.argmax(-1) == q.argmax(-1), "cosine": F.cosine_similarity(p, q, dim=-1)}
+    return {"kl": kl, "top1": p.argmax(-1) == q.argmax(-1), "cosine": _cosine(p, q)}
+
+
+def _cosine(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+    return F.cosine_similarity(p, q, dim=-1).clamp(-1, 1)  # rounding may lift it above 1
 
 
 def _finite(value: float | None) -> float | None:

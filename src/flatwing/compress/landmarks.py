@@ -111,8 +111,7 @@ def _facts(
     facts = {}
     walk = Walk(model, model, list(layers), batches)
     for segment in walk:
-        for stage in segment.stages:
-            moments, _ = walk.moments(segment, stage, len(batches))
+        for stage, moments in walk.inputs(segment).items():
             for name in stage:
                 layer = layers[name]
                 W = layer.weight.detach().double().cpu()

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 from typing_extensions import override
 
+from ..nn import StructuredLayer
 from .batch import Batch
 from .costs import calls_per_sample as calls_per_sample
 from .costs import unit_cost as unit_cost
@@ -60,19 +61,36 @@ def flops(model: nn.Module, batch: Batch) -> int:
     """Floating-point operations of one forward pass for one sample (row of the batch): products, two per multiply-add.
 
     Counted are matrix products, convolutions and attention, as torch's `FlopCounterMode` does; attention over the
-    whole square, as if it were not causal. Cost: one forward pass.
+    whole square, as if it were not causal. A structured layer counts two for each parameter and vector, whichever way
+    it was computed. Cost: one forward pass.
 
     >>> flops(nn.Linear(3, 2), Batch((torch.ones(5, 3),)))
     12
     """
+    corrections: list[int] = []
+    counter = FlopCounterMode(display=False)
+
+    def enter(layer: nn.Module, args: tuple) -> None:
+        corrections.append(counter.get_total_flops())
+
+    def leave(layer: nn.Module, args: tuple, output: torch.Tensor) -> None:
+        assert isinstance(layer, StructuredLayer)
+        rows = output.numel() // layer.out_features  # a few rows may be multiplied without a matrix product
+        corrections[-1] += 2 * layer.nnz * rows - counter.get_total_flops()
+
+    structured = [layer for layer in model.modules() if isinstance(layer, StructuredLayer)]
+    handles = [layer.register_forward_pre_hook(enter) for layer in structured]
+    handles += [layer.register_forward_hook(leave) for layer in structured]
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # one opaque operation, which the counter does not know
     try:  # likewise the fused attention of the CPU; written out it is two products
-        with untouched(model), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        with untouched(model), sdpa_kernel(SDPBackend.MATH), counter:
             batch.call(model)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-    return round(counter.get_total_flops() / len(batch.inputs))
+        for handle in handles:
+            handle.remove()
+    return round((counter.get_total_flops() + sum(corrections)) / len(batch.inputs))
 
 
 def peak_memory(model: nn.Module, batch: Batch) -> int:
@@ -131,7 +149,7 @@ class _Storages(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
-            if isinstance(leaf, torch.Tensor):
+            if isinstance(leaf, torch.Tensor) and leaf.layout == torch.strided:
                 self._see(leaf)
         return result
 

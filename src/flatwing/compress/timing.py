@@ -88,7 +88,8 @@ def layer_speed(dense: nn.Module, structured: nn.Module, rows: int, seconds: flo
 def race_layers(layers: Mapping[str, nn.Module], rows: int, seconds: float, seed: int = 0) -> dict[str, float]:
     """Median seconds of each layer on one random input."""
     first = next(p for layer in layers.values() for p in layer.parameters())
-    n = int(getattr(next(iter(layers.values())), "in_features"))  # noqa: B009
+    sizes = (getattr(layer, "in_features", None) for layer in layers.values())
+    n = next((int(size) for size in sizes if size is not None), first.shape[0])  # transformers' Conv1D: (in, out)
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(rows, n, generator=generator).to(device=first.device, dtype=first.dtype)
     with torch.no_grad():
