@@ -6,14 +6,14 @@ SHELL := /bin/bash
 .PHONY: help demo test bench clean
 
 help:
-	@echo "make demo    show flatwing at work"
+	@echo "make demo    train a small network, compress it to a quarter, heal it, write a report"
 	@echo "make test    lint, types, import direction, tests and the examples of the documentation"
 	@echo "make bench   speed and quality against other libraries, measured in one run"
 	@echo "make clean   remove .venv and all caches"
 
 demo: .venv/stamp
-	@echo "demo: flatwing demo"
-	@$(BIN)/flatwing demo
+	@echo "demo: flatwing compress --example digits --budget 0.25 --heal 300"
+	@$(BIN)/flatwing compress --example digits --budget 0.25 --heal 300 --overwrite
 
 test: .venv/stamp
 	@echo "test: ruff check"

@@ -20,7 +20,7 @@ from .pipeline import Pipeline
 from .record import make_record, write_output
 from .source import Source, from_directory, from_example, from_module
 from .weights import compress_weights
-from .work import Work, fingerprint
+from .work import TRAINED, Work, fingerprint
 
 
 @final
@@ -154,7 +154,7 @@ def _source(
         cache = None
         if out is not None and out.parent.is_dir():  # training is a stage, too
             _partial(out).mkdir(exist_ok=True)
-            cache = _partial(out) / f"{example}-{seed}.safetensors"
+            cache = _partial(out) / f"{TRAINED}{example}-{seed}.safetensors"
         say = None if progress is None else lambda m: progress(f"training the example {example}", int(m["step"]), 0)
         return from_example(make(seed, cache=cache, progress=say))
     if isinstance(model, nn.Module):

@@ -19,7 +19,8 @@ from .trace import evaluating
 from .walk import find_trunk
 
 LOSSES = ("outputs", "layers")
-ROWS = 16  # of a batch that one step takes
+POSITIONS = 2048  # that one step takes at least, in ROWS rows: texts have many positions, images one
+ROWS = (16, 128)
 CHECKS = 10  # times that held-out data are looked at
 
 
@@ -62,7 +63,9 @@ def heal(
     def draw(step: int, generator: torch.Generator) -> Batch:
         first, _ = rows[int(torch.randint(len(rows), (1,), generator=generator))]
         batch = batches[first]
-        picked = torch.randperm(len(batch.inputs), generator=generator)[:ROWS]
+        per_row = max(1, batch.positions // len(batch.inputs))
+        count = min(max(POSITIONS // per_row, ROWS[0]), ROWS[1])
+        picked = torch.randperm(len(batch.inputs), generator=generator)[:count]
         return select(batch, picked)
 
     def loss(student: nn.Module, batch: Batch) -> torch.Tensor:

@@ -228,7 +228,7 @@ class Pipeline:
         )
 
     def speeds(self, model: nn.Module) -> dict[str, float]:
-        """How many times as fast as its dense layer each structured layer is here, on `SPEED_ROWS` vectors; measured."""
+        """How many times as fast as its dense layer each structured layer is, measured here on `SPEED_ROWS` vectors."""
 
         def compute() -> dict[str, float]:
             known: dict[str, float] = {}

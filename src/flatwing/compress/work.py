@@ -22,6 +22,9 @@ from .layerwise import LayerResult
 from .save import write_json
 
 
+TRAINED = "example-"  # files of this prefix are made before a run begins, and serve any run
+
+
 @final
 class Work:
     """`OUT.partial` beside the output: results of stages as JSON, finished layers, and the output until it is renamed.
@@ -50,7 +53,7 @@ class Work:
                     f"{str(self.folder)!r} holds an unfinished run with another {changed[0]}. Run it again with the "
                     "same options to finish it, or give --overwrite to start anew."
                 )
-            shutil.rmtree(self.folder)
+            _clear(self.folder)
         if self.folder.exists():
             for stale in self.folder.rglob(".*"):  # temporary files of a run that was killed
                 if stale.is_file():
@@ -129,6 +132,14 @@ class Work:
                 os.replace(self.out, old)
             os.replace(self.target, self.out)
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _clear(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif not path.name.startswith(TRAINED):
+            path.unlink()
 
 
 def fingerprint(value: torch.Tensor | bytes) -> str:
