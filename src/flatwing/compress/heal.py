@@ -20,7 +20,7 @@ from .walk import find_trunk
 
 LOSSES = ("outputs", "layers")
 POSITIONS = 2048  # that one step takes at least, in ROWS rows: texts have many positions, images one
-ROWS = (16, 128)
+ROWS = (16, 64)
 CHECKS = 10  # times that held-out data are looked at
 
 

@@ -23,8 +23,8 @@ from .layerwise import LayerResult, fit_layers
 from .measure import flops, linear_parameters, parameters, peak_memory, state_bytes
 from .options import Options
 from .plan import LayerPlan
-from .quantize import fake_quantized, quantized_state
-from .save import quantized_keys, tensors_of
+from .quantize import fake_quantized, quantizable, quantized_state
+from .save import tensors_of
 from .source import Source
 from .timing import latency, layer_speed
 from .work import Work
@@ -194,7 +194,7 @@ class Pipeline:
 
     def _kept(self, model: nn.Module) -> dict[str, torch.Tensor]:
         state = tensors_of(model)
-        return quantized_state(state, [key for key in quantized_keys(model, self.layers) if key in state])[0]
+        return quantized_state(state, [key for key in quantizable(model, self.layers) if key in state])[0]
 
     def timed(self, model: nn.Module) -> dict[str, list[dict[str, float]]]:
         """Milliseconds of both networks at several batch sizes."""

@@ -6,7 +6,7 @@ import copy
 import inspect
 import json
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from ..core import replacing
 from ..nn import LinearInfo, StructuredLayer, densify_
 from . import plain
 from .load import FORMAT, VERSION
-from .quantize import quantized_state
+from .quantize import quantizable, quantized_state
 from .source import Source
 from .stream import Entry, write_stream
 
@@ -72,7 +72,7 @@ def save_model(
         "quantized": quantize,
     }
     if quantize == "int8":
-        keys = [key for key in quantized_keys(model, certificates) if key in state]
+        keys = [key for key in quantizable(model, certificates) if key in state]
         state, description["tensors"] = quantized_state(state, keys)
     _write_weights(folder, state, shard)
     if source.folder is not None:
@@ -96,17 +96,6 @@ def tensors_of(model: nn.Module) -> dict[str, torch.Tensor]:
         seen.add(key)
         state[name] = tensor.detach().cpu().contiguous()
     return state
-
-
-def quantized_keys(model: nn.Module, layers: Iterable[str]) -> list[str]:
-    """Matrices and factors of these layers: what int8 is for; biases, norms and embeddings stay."""
-    names = [name for name, _ in model.named_parameters()]
-    return [
-        name
-        for layer in layers
-        for name in names
-        if name.startswith(layer + ".") and model.get_parameter(name).ndim > 1
-    ]
 
 
 def write_json(path: Path, data: Any) -> None:

@@ -56,7 +56,7 @@ def trace(
 
     >>> layer, x = nn.Linear(2, 2), torch.ones(3, 2)
     >>> seen = trace({"layer": layer}, lambda: x + layer(x))
-    >>> bool((seen["layer"].residual == x).all())
+    >>> bool((seen["layer"].residual() == x).all())
     True
     """
     seen: dict[str, Seen] = {}
