@@ -14,6 +14,7 @@ from ..factorize.metric import solve
 CHUNK = 8192  # samples that are multiplied in the precision of the activations before they are added up in float64
 PLENTY = 10  # samples per input from which on little damping is enough
 DAMP, DAMP_FEW = 1e-3, 3e-2
+ROUNDING = 1e-6  # share of E[h^2] below which a variance is nothing but the rounding of float32
 
 
 @final
@@ -58,9 +59,13 @@ class Moments:
         return DAMP if self.samples >= PLENTY * len(self.h) else DAMP_FEW
 
     def covariance(self, centred: bool) -> Float[torch.Tensor, "n n"]:
-        """E[h h^T], without the mean's share if `centred`."""
-        mean = self.h / self.samples
-        return self.hh / self.samples - (torch.outer(mean, mean) if centred else 0)
+        """E[h h^T], without the mean's share if `centred`; an input that hardly varies keeps a variance above 0."""
+        second, mean = self.hh / self.samples, self.h / self.samples
+        if not centred:
+            return second
+        result = second - torch.outer(mean, mean)
+        result.diagonal().copy_(torch.maximum(result.diagonal(), ROUNDING * second.diagonal()))
+        return result
 
     def objective(
         self, name: str, W: Float[torch.Tensor, "m n"], bias: torch.Tensor | None, V: Float[torch.Tensor, "m n"]
