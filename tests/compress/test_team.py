@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from flatwing.compress.team import Team
 
-RUN = """
+RUN = r"""
 import sys
 from flatwing.compress.weights import compress_weights
 told = []
