@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
+from math import isfinite
 from typing import final
 
 import torch
@@ -18,7 +19,7 @@ class Metric:
     `covariance` is (n, n), symmetric positive semidefinite; `damp` times its mean diagonal is added to the diagonal, so
     that directions no sample showed still cost something. Everything is float64.
 
-    Raises `ValueError` for a matrix that is not square, symmetric, finite or positive, or a negative `damp`.
+    Raises `ValueError` for a matrix that is not real, square, symmetric, finite or positive, or a negative `damp`.
 
     >>> metric = Metric(torch.diag(torch.tensor([4.0, 1.0])), damp=0.0)
     >>> round(metric.norm(torch.eye(2)) ** 2, 6)
@@ -26,13 +27,18 @@ class Metric:
     """
 
     def __init__(self, covariance: Float[torch.Tensor, "n n"], damp: float = 1e-3) -> None:
-        matrix = as_matrix(covariance, "covariance").double()
+        matrix = as_matrix(covariance, "covariance")
+        if matrix.is_complex():
+            raise ValueError("covariance is complex. Rule: real second moments; factorize complex matrices unweighted.")
+        matrix = matrix.double()
         n = matrix.shape[0]
         if matrix.shape != (n, n):
             raise ValueError(f"covariance has shape {tuple(matrix.shape)}. Rule: square, (n, n) for n inputs.")
-        if not damp >= 0:
-            raise ValueError(f"damp={damp} is not a share. Rule: damp >= 0, such as 1e-3.")
+        if not (damp >= 0 and isfinite(damp)):
+            raise ValueError(f"damp={damp} is not a share. Rule: finite and damp >= 0, such as 1e-3.")
         scale = float(matrix.diagonal().mean())
+        if bool((matrix.diagonal() < 0).any()):
+            raise ValueError("covariance has a negative diagonal, so it is not positive semidefinite. Rule: E[x x^T].")
         if not scale > 0:
             raise ValueError("covariance has trace 0: every input was zero. Rule: calibrate with inputs that vary.")
         if float((matrix - matrix.mT).abs().max()) > 1e-5 * float(matrix.abs().max()):
