@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given
 
-from flatwing import Chain, Pattern
+from flatwing import Chain, Pattern, factorize
 from flatwing.core import divisors
 from flatwing.structure import FAMILIES
 from strategies import as_user, chainable_chains, dense_factor, dense_product, draw_product
@@ -13,7 +13,14 @@ from strategies import as_user, chainable_chains, dense_factor, dense_product, d
 # Arguments of each family, with the shape they must give. A new family needs an example here: the kit below runs it.
 EXAMPLES = {
     "butterfly": [((1,), (1, 1)), ((7,), (7, 7)), ((12,), (12, 12)), ((24, (4, 6), 2), (24, 24))],
-    "monarch": [((6, 8, 2), (6, 8)), ((12, 12, 3, 2), (12, 12)), ((5, 7, 1), (5, 7))],
+    "monarch": [
+        ((6, 8, 2), (6, 8)),
+        ((12, 12, 3, 2), (12, 12)),
+        ((5, 7, 1), (5, 7)),
+        ((6, 8, (3, 2), 2), (6, 8)),
+        ((6, 8, (1, 4)), (6, 8)),
+        ((6, 8, (6, 1), 2), (6, 8)),
+    ],
     "block_diagonal": [((6, 9, 3), (6, 9)), ((4, 4, 4), (4, 4))],
     "low_rank": [((6, 4, 2), (6, 4)), ((3, 5, 7), (3, 5))],
     "block_butterfly": [((16, 2), (16, 16)), ((24, 2, (3, 4)), (24, 24)), ((6, 6), (6, 6))],
@@ -96,6 +103,35 @@ def test_monarch_blocks_and_cost() -> None:
     assert chain.ranks == (3,)
 
 
+@pytest.mark.parametrize(("A", "B", "rank"), [(3, 2, 1), (2, 4, 3), (1, 4, 2), (6, 1, 2)])
+def test_monarch_blocks_of_both_kinds(A: int, B: int, rank: int) -> None:
+    """Rows of equal number modulo A, in one of the B column blocks, are any matrix of rank `rank`, and no more."""
+    m, n = 6, 8
+    chain = Chain.monarch(m, n, (A, B), rank)
+    assert chain.nnz == rank * (B * m + A * n)
+    assert [p.blocks for p in chain] == [A, B]
+    product = draw_product(chain)
+    dense = dense_product(product)
+    for k in range(A):
+        for block in dense[k::A].split(n // B, dim=1):
+            assert int(torch.linalg.matrix_rank(block)) == min(rank, *block.shape)
+    strided = torch.randn(A, m // A, rank, dtype=torch.float64)
+    wide = torch.randn(A, B, rank, n // B, dtype=torch.float64)
+    wanted = torch.zeros(m, n, dtype=torch.float64)
+    for k in range(A):
+        for b in range(B):
+            wanted[k::A, b * (n // B) : (b + 1) * (n // B)] = strided[k] @ wide[k, b]
+    fitted = factorize(wanted, chain)
+    assert fitted.certificate.error < 1e-10
+
+
+@pytest.mark.parametrize("blocks", [(3, 2), [3, 2]])
+def test_monarch_blocks_may_be_a_pair(blocks: tuple | list) -> None:
+    with as_user():
+        assert Chain.monarch(6, 8, blocks) == Chain.monarch(6, 8, (3, 2)) != Chain.monarch(6, 8, (2, 2))
+    assert Chain.monarch(6, 8, (2, 2)) == Chain.monarch(6, 8, 2)
+
+
 @pytest.mark.parametrize(("n", "block", "radices"), [(32, 4, None), (24, 2, (3, 4)), (36, 3, (2, 2, 3))])
 def test_block_butterfly_holds_every_butterfly_of_blocks(n: int, block: int, radices: tuple | None) -> None:
     """Factors whose entries are blocks, kron(butterfly factor, block by block), fit into the patterns."""
@@ -145,6 +181,11 @@ def test_deformable_factor_is_diagonal_blocks() -> None:
         (lambda: Chain.butterfly(4, (-2, -2)), r"radices must be >= 1, got \[-2, -2\]"),
         (lambda: Chain.monarch(12, 18, blocks=4), r"blocks=4 does not divide 12 and 18\. .*nearest good value is 3"),
         (lambda: Chain.monarch(12, 18, blocks=0), r"m, n, blocks and rank must be >= 1, got \[12, 18, 0, 0, 1\]"),
+        (lambda: Chain.monarch(12, 18, (5, 3)), r"blocks=5 does not divide 12\. .*nearest good value is 4"),
+        (lambda: Chain.monarch(12, 18, (3, 5)), r"blocks=5 does not divide 18\. .*nearest good value is 6"),
+        (lambda: Chain.monarch(12, 18, (0, 3)), r"must be >= 1, got \[12, 18, 0, 3, 1\]"),
+        (lambda: Chain.monarch(12, 18, (2, 3, 2)), r"blocks=\(2, 3, 2\)\. Rule: one number, or two"),
+        (lambda: Chain.monarch(12, 18, ()), r"blocks=\(\)\. Rule: one number, or two"),
         (lambda: Chain.block_diagonal(6, 9, 2), r"blocks=2 does not divide 6 and 9\. .*nearest good value is 1"),
         (lambda: Chain.low_rank(0, 4, 2), r"m, n and rank must be >= 1, got \[0, 4, 2\]"),
         (lambda: Chain.block_butterfly(32, 5), r"block=5 does not divide 32\. .*nearest good value is 4"),
