@@ -50,7 +50,7 @@ def command(
     skip: Annotated[list[str] | None, typer.Option(help="Not the layers of this glob; repeat.")] = None,
     structure: Annotated[list[str] | None, typer.Option(help=f"Only these: {', '.join(STRUCTURES)}; repeat.")] = None,
     heal: Annotated[int, typer.Option(metavar="STEPS", help="Steps of distillation afterwards.")] = 0,
-    heal_lr: Annotated[float, typer.Option(help="Learning rate of healing.")] = 1e-3,
+    heal_lr: Annotated[float | None, typer.Option(help="Learning rate of healing [default: tries some].")] = None,
     optimizer: Annotated[str, typer.Option(help="Optimizer of healing, by its name in torch.optim.")] = "AdamW",
     match: Annotated[str, typer.Option(help="What healing matches: outputs, or layers too.")] = "outputs",
     precision: Annotated[str, typer.Option(help="Precision of healing: fp32 or bf16.")] = "fp32",
@@ -124,12 +124,13 @@ def command(
 
 def show(done: Compression) -> None:
     """The tables and sentences that a person reads in the terminal."""
-    if done.result.get("dry_run") or not done.metrics.get("before", {}).get("flops"):
+    if done.result.get("dry_run"):
         stdout().print(plan_table(done.layers))
         kept = done.result["budget"]
         note(f"{kept['share']:.1%} of the {kept['unit']} of these layers would be kept; nothing was written.")
         return
-    stdout().print(metrics_table(done.metrics))
+    measured = (done.metrics.get("before") or {}).get("flops") is not None  # weights alone cannot be run
+    stdout().print(metrics_table(done.metrics) if measured else plan_table(done.layers))
     for sentence in done.summary:
         typer.echo(sentence)
     if done.run is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from collections.abc import Callable, Iterable
@@ -12,6 +13,7 @@ from typing import Any, final
 import torch
 from torch import nn
 
+from ..nn import densify_
 from ..train import EXAMPLES
 from .calibration import load_data
 from .load import load
@@ -19,8 +21,11 @@ from .options import Options, check_task
 from .pipeline import Pipeline
 from .record import make_record, write_output
 from .source import Source, from_directory, from_example, from_module
+from .trace import evaluating
 from .weights import compress_weights
-from .work import TRAINED, Work, fingerprint
+from .work import TRAINED, Work, check_output, fingerprint, partial
+
+WEIGHTS_ONLY = ("low_rank", "blast_8")  # structures that are tried where no data say which errors matter
 
 
 @final
@@ -91,8 +96,8 @@ def compress(
         calibration: path, tensor or batches of what the network sees in use; see `load_data`, also for `field`,
             `samples` and `length`. A built-in default otherwise.
         where, skip: globs over the names of layers. structures: names in `STRUCTURES`.
-        heal: steps of distillation afterwards, with `heal_lr`, `optimizer`, `match`, `precision` and
-            `gradient_checkpointing`; see `heal`.
+        heal: steps of distillation afterwards, with `heal_lr` (by default the best of four in short trials),
+            `optimizer`, `match`, `precision` and `gradient_checkpointing`; see `heal`.
         anchored: fit every layer on the inputs that it gets from the compressed layers before it.
         quantize: "int8" keeps matrices and factors as int8. densify: write an ordinary dense checkpoint.
         landmarks, curve: compare with other methods at the same share; quality at half and twice the share.
@@ -118,32 +123,30 @@ def compress(
     if (model is None) == (example is None):
         raise ValueError("give a model or an example, not both and not neither. Examples: " + ", ".join(EXAMPLES) + ".")
     target = None if out is None else Path(out)
-    if target is not None and target.exists() and not overwrite and not _partial(target).exists():
-        raise ValueError(f"{str(target)!r} exists. Rule: nothing is overwritten without --overwrite.")
     if isinstance(model, (str, os.PathLike)) and Path(model).suffix == ".safetensors":
         return _weights_only(Path(model), target, asked, overwrite, dry_run, calibration, progress)
-    with torch.random.fork_rng([]):
+    if target is not None and not dry_run:
+        check_output(target, overwrite)
+    with torch.random.fork_rng([]), evaluating(*([model] if isinstance(model, nn.Module) else [])):
         torch.manual_seed(seed)
-        source = _source(model, example, task, seed, target, progress)
+        source = _source(model, example, task, seed, None if dry_run else target, progress)
         record = asked.to_dict() | {"samples": samples, "length": length, "field": field, "source": source.fingerprint}
         data = load_data(source, calibration, field=field, samples=samples, length=length)
-        first = data.fit[0].inputs
-        record["calibration"] = f"{data.source} {len(data.fit)} {tuple(first.shape)} {fingerprint(first)}"
+        hashes = "".join(fingerprint(batch.inputs) for batch in data.batches)
+        record["calibration"] = f"{data.source} {len(data.fit)} {fingerprint(hashes.encode())}"
+        pipeline = Pipeline(source, data, asked, None, progress)  # which refuses bad globs before anything is written
         if dry_run:
-            return _dry_run(Pipeline(source, data, asked, None, progress))
-        work = None if target is None else Work(target, record, overwrite)
-        if work is not None and work.finished:
-            work.finish()
-            return _finished(work.out)
-        return _run(Pipeline(source, data, asked, work, progress), record)
+            return _dry_run(pipeline)
+        if target is not None:
+            pipeline.work = Work(target, record, overwrite)
+            if pipeline.work.finished:
+                pipeline.work.finish()
+                return _finished(target, source)
+        return _run(pipeline, record)
 
 
 def _names(given: str | Iterable[str]) -> tuple[str, ...]:
     return (given,) if isinstance(given, str) else tuple(given)
-
-
-def _partial(target: Path) -> Path:
-    return target.with_name(target.name + ".partial")
 
 
 def _source(
@@ -152,14 +155,13 @@ def _source(
     if example is not None:
         make = EXAMPLES[example]
         cache = None
-        if out is not None and out.parent.is_dir():  # training is a stage, too
-            _partial(out).mkdir(exist_ok=True)
-            cache = _partial(out) / f"{TRAINED}{example}-{seed}.safetensors"
+        if out is not None:  # training is a stage, too
+            partial(out).mkdir(exist_ok=True)
+            cache = partial(out) / f"{TRAINED}{example}-{seed}.safetensors"
         say = None if progress is None else lambda m: progress(f"training the example {example}", int(m["step"]), 0)
         return from_example(make(seed, cache=cache, progress=say))
     if isinstance(model, nn.Module):
-        source = from_module(model.eval() if not model.training else model, task)
-        return source
+        return from_module(model, task)
     if isinstance(model, (str, os.PathLike)):
         return from_directory(model, task)
     raise TypeError(f"model is a {type(model).__name__}. Rule: an nn.Module, a directory or a .safetensors file.")
@@ -170,20 +172,26 @@ def _dry_run(pipeline: Pipeline) -> Compression:
     if share is None:
         share, _ = pipeline.searched()
     plans = pipeline.plan(share)
-    return Compression(None, make_record(pipeline, share, plans, None, {}, []))
+    return Compression(None, make_record(pipeline, share, plans, None, {}, 0.0))
 
 
 def _run(pipeline: Pipeline, record: dict[str, Any]) -> Compression:
     options, work, source = pipeline.options, pipeline.work, pipeline.source
     share = options.budget if options.budget is not None else pipeline.searched()[0]
     metrics: dict[str, Any] = {"before": pipeline.measured("before", source.model)}
-    plans = pipeline.plan(share)
+    try:
+        plans = pipeline.plan(share)
+    except ValueError:  # no structure is that small: nothing to resume
+        if work is not None:
+            work.discard()
+        raise
     model, results = pipeline.factorized(plans)
     metrics["compressed"] = pipeline.measured("compressed", model)
     steps: list[dict[str, Any]] = []
+    rate = 0.0
     metrics["healed"] = metrics["quantized"] = None
     if options.heal and any(plan.candidate for plan in plans):
-        steps = pipeline.healed(model)
+        steps, rate = pipeline.healed(model)
         metrics["healed"] = pipeline.measured("healed", model)
     if share < 1:
         metrics["quantized"] = pipeline.measured("quantized", pipeline.quantized(model))
@@ -192,27 +200,28 @@ def _run(pipeline: Pipeline, record: dict[str, Any]) -> Compression:
     for name in ("compressed", "healed"):
         if metrics[name] is not None:
             metrics[name]["latency"] = times["compressed"]
-    result = make_record(pipeline, share, plans, results, metrics, steps)
+    result = make_record(pipeline, share, plans, results, metrics, rate)
     for row in result["layers"]:
         row["speed"] = speeds.get(row["name"])
+    if work is not None:
+        write_output(pipeline, model, result, steps, record)
     if options.quantize == "int8":
         model = pipeline.quantized(model)
     if options.densify:
-        from ..nn import densify_
-
         densify_(model)
     model.eval()
     if work is None:
         return Compression(model, result)
-    write_output(pipeline, model, result, steps, record)
     work.finish()
     return Compression(model, result, work.out, work.out / "report.html")
 
 
-def _finished(out: Path) -> Compression:
+def _finished(out: Path, source: Source) -> Compression:
     """The result of a run that had ended already."""
     result = json.loads((out / "result.json").read_text(encoding="utf-8"))
-    return Compression(load(out), result, out, out / "report.html")
+    known = source.architecture["kind"] != "module"
+    model = load(out, None if known else copy.deepcopy(source.model))
+    return Compression(model, result, out, out / "report.html")
 
 
 def _weights_only(
@@ -230,10 +239,24 @@ def _weights_only(
             f"{path.name!r} holds weights without a network, so calibration data cannot be used. Rule: a directory "
             "with config.json, or load the network in Python and call flatwing.compress.compress(model)."
         )
-    if out is None or dry_run or options.budget is None:
-        what = "an OUT directory" if out is None else "no dry run" if dry_run else "a budget"
+    if out is None or dry_run:
+        what = "an OUT directory" if out is None else "no dry run"
         raise ValueError(f"weights alone are compressed from file to file. Rule: {what}.")
+    plain = Options(budget=options.budget or 0.5)
+    for name in ("max_loss", "unit", "skip", "heal", "quantize", "densify"):
+        if getattr(options, name) != getattr(plain, name):
+            raise ValueError(
+                f"{name}={getattr(options, name)!r} needs the network, and {path.name!r} holds weights alone. Rule: a "
+                f"directory with config.json, or no {name}."
+            )
     result = compress_weights(
-        path, out, budget=options.budget, where=options.where, overwrite=overwrite, seed=options.seed, progress=progress
+        path,
+        out,
+        budget=options.budget or 0.5,
+        structures=WEIGHTS_ONLY if options.structures == plain.structures else options.structures,
+        where=options.where,
+        overwrite=overwrite,
+        seed=options.seed,
+        progress=progress,
     )
     return Compression(None, result, out)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, final
 
@@ -89,3 +89,15 @@ def select(batch: Batch, rows: torch.Tensor) -> Batch:
 
     kwargs = {name: pick(value) for name, value in batch.kwargs.items()}
     return Batch(tuple(pick(x) for x in batch.args), kwargs, pick(batch.targets), pick(batch.mask))
+
+
+def until(batches: Sequence[Batch], positions: int) -> list[Batch]:
+    """The first of the batches, until they hold this many positions; rows of the last one beyond that are left out."""
+    taken: list[Batch] = []
+    for batch in batches:
+        missing = positions - sum(b.positions for b in taken)
+        if missing <= 0:
+            break
+        rows = -(-missing * len(batch.inputs) // max(1, batch.positions))
+        taken.append(select(batch, torch.arange(min(rows, len(batch.inputs)))))
+    return taken

@@ -12,7 +12,7 @@ from torch import nn
 
 from ..factorize import Metric
 from ..nn import LinearInfo
-from .batch import Batch, select
+from .batch import Batch, select, until
 from .candidates import STRUCTURES, Candidate, candidate
 from .divergence import divergence
 from .plan import LayerPlan, Option, allocate, fill
@@ -20,7 +20,7 @@ from .walk import Walk
 
 STEPS = (0.25, 0.5, 0.71, 1.0, 1.41, 2.0)  # budgets of a layer, relative to the mean one
 FINALISTS = 2  # structures that are followed over all budgets, besides low rank
-EFFORT = 0.15  # of the sweeps of the final fit
+EFFORT = 0.25  # of the sweeps of the final fit
 PROBE = 2048  # positions on which the sensitivity is measured
 POSITIONS = 16384  # positions that the error curves are measured on, unless a layer is wider than a tenth of it
 SPECTRUM = 128  # singular values that are kept for the report
@@ -84,7 +84,7 @@ def explore(
     Cost: a forward pass over some of the batches, and per layer about 20 quick fits and a forward pass.
     """
     widest = max(layer.in_features for layer in layers.values())
-    some = _until(batches, max(POSITIONS, 10 * widest))
+    some = until(batches, max(POSITIONS, 10 * widest))
     walk = Walk(model, model, list(layers), some)
     probe = _Probe(model, batches[0], task)
     found: list[Explored] = []
@@ -115,14 +115,6 @@ def decide(found: Sequence[Explored], budget: float, cost: Cost) -> list[LayerPl
         facts = option.error, option.bound, option.loss, own.sensitivity, own.spectrum
         plans.append(LayerPlan(own.name, own.shape, option.candidate, parameters, *facts))
     return plans
-
-
-def _until(batches: Sequence[Batch], positions: int) -> list[Batch]:
-    taken: list[Batch] = []
-    for batch in batches:
-        if sum(b.positions for b in taken) < positions:
-            taken.append(batch)
-    return taken
 
 
 def curve(layer: LinearInfo, metric: Metric, share: float, structures: Sequence[str], seed: int) -> list[Option]:

@@ -28,7 +28,7 @@ class Options:
     structures: tuple[str, ...] = tuple(STRUCTURES)
     anchored: bool = True
     heal: int = 0
-    heal_lr: float = 1e-3
+    heal_lr: float | None = None
     optimizer: str = "AdamW"
     match: str = "outputs"
     precision: str = "fp32"
@@ -52,8 +52,8 @@ class Options:
             raise ValueError(f"max_loss={self.max_loss}. Rule: above 0; 0.03 allows 3 % more loss, or 3 points less.")
         if not math.isfinite(self.heal) or self.heal < 0:
             raise ValueError(f"heal={self.heal}. Rule: a number of steps, 0 for none; 200 is a good start.")
-        if not (math.isfinite(self.heal_lr) and self.heal_lr > 0):
-            raise ValueError(f"heal_lr={self.heal_lr}. Rule: above 0, such as 1e-3.")
+        if self.heal_lr is not None and not (math.isfinite(self.heal_lr) and self.heal_lr > 0):
+            raise ValueError(f"heal_lr={self.heal_lr}. Rule: above 0, such as 1e-3, or none to try some.")
         for name, value, known in (
             ("unit", self.unit, UNITS),
             ("match", self.match, LOSSES),

@@ -17,7 +17,7 @@ from .calibration import Data
 from .costs import calls_per_sample, unit_cost
 from .evaluate import evaluate, quality_loss
 from .explore import Explored, decide, explore
-from .heal import heal
+from .heal import best_rate, heal
 from .landmarks import LANDMARKS, landmarks
 from .layerwise import LayerResult, fit_layers
 from .measure import flops, linear_parameters, parameters, peak_memory, state_bytes
@@ -146,29 +146,31 @@ class Pipeline:
         self.seconds["factorized"] = time.perf_counter() - begin
         return model, results
 
-    def healed(self, model: nn.Module) -> list[dict[str, Any]]:
-        """Distil the original into `model`, in place; the metrics of all steps."""
+    def healed(self, model: nn.Module) -> tuple[list[dict[str, Any]], float]:
+        """Distil the original into `model`, in place; the metrics of all steps, and the learning rate."""
         begin, options = time.perf_counter(), self.options
+        data = (self.source.model, self.data.fit, self.data.heldout, self.source.task)
+        settings: dict[str, Any] = {
+            "steps": options.heal,
+            "optimizer": options.optimizer,
+            "match": options.match,
+            "precision": options.precision,
+            "gradient_checkpointing": options.gradient_checkpointing,
+            "seed": options.seed,
+        }
+        say = self.progress or (lambda what, done, total: None)
+        say("healing: trying learning rates", 0, 1)
+        rate = options.heal_lr or self._once("heal_lr", lambda: best_rate(model, *data, **settings))
         metrics = heal(
             model,
-            self.source.model,
-            self.data.fit,
-            self.data.heldout,
-            self.source.task,
-            steps=options.heal,
-            lr=options.heal_lr,
-            optimizer=options.optimizer,
-            match=options.match,
-            precision=options.precision,
-            gradient_checkpointing=options.gradient_checkpointing,
-            seed=options.seed,
+            *data,
+            lr=rate,
             checkpoint=None if self.work is None else self.work.folder / "heal.safetensors",
-            progress=None
-            if self.progress is None
-            else lambda m: self.progress("healing", int(m["step"]), options.heal),  # type: ignore[misc]
+            progress=lambda metric: say("healing", int(metric["step"]), options.heal),
+            **settings,
         )
         self.seconds["healed"] = time.perf_counter() - begin
-        return [dict(metric) for metric in metrics]
+        return [dict(metric) for metric in metrics], rate
 
     def measured(self, name: str, model: nn.Module) -> dict[str, Any]:
         """What the report says of a network: quality on the test data, agreement with the original, sizes.

@@ -31,7 +31,7 @@ def make_record(
     plans: list[LayerPlan],
     results: list[LayerResult] | None,
     metrics: dict[str, Any],
-    steps: list[dict[str, Any]],
+    rate: float,
 ) -> dict[str, Any]:
     """result.json: everything that the report shows."""
     options, source, data = pipeline.options, pipeline.source, pipeline.data
@@ -81,7 +81,7 @@ def make_record(
     if metrics["healed"] is not None:
         settings = {name: getattr(options, name) for name in ("optimizer", "match", "precision")}
         seconds = pipeline.seconds.get("healed")
-        record["heal"] = {"steps": options.heal, "lr": options.heal_lr, "seconds": seconds, **settings}
+        record["heal"] = {"steps": options.heal, "lr": rate, "seconds": seconds, **settings}
     better = better_choice(record["landmarks"], options.unit) if share < 1 else None
     record["summary"] = summarize(
         source.name,
@@ -100,8 +100,8 @@ def make_record(
 
 def _scarce(samples: int, inputs: int) -> str:
     return (
-        f"Calibration had {samples:,} vectors for a layer of {inputs:,} inputs, fewer than 10 per input: give more data, "
-        "or expect larger errors on other data."
+        f"Calibration had {samples:,} vectors for a layer of {inputs:,} inputs, fewer than 10 per input: give "
+        "more data, or expect larger errors on other data."
     )
 
 

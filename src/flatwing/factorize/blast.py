@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from math import sqrt
 from typing import Any, final
 
 import torch
 from jaxtyping import Float
 
-from ..core import nearest_divisor
+from ..core import as_matrix, nearest_divisor
 from .metric import Metric, cholesky, solve
-from .weighted import ENOUGH, WeightedFit, fitted, real_matrix
+from .weighted import ENOUGH, WeightedFit, conjugate_gradients, fitted, real_matrix
 
+EXACT = 1024  # largest system for the couplings that is solved exactly in each round
 NOISE = 0.01  # standard deviation added to the couplings at the start: equal ones would stay equal
 
 
@@ -67,7 +69,7 @@ def fit_blast(
     >>> fit.error < 1e-6, fit.structure.nnz
     (True, 12)
     """
-    metric = Metric.identity(torch.as_tensor(W).shape[-1]) if metric is None else metric
+    metric = Metric.identity(as_matrix(W, "W").shape[1]) if metric is None else metric
     W = real_matrix(W, metric)
     for size, count, name in ((W.shape[0], blocks[0], "rows"), (W.shape[1], blocks[1], "columns")):
         if count < 1 or size % count:
@@ -95,6 +97,10 @@ def _lower_bound(W: torch.Tensor, metric: Metric, groups: int, rank: int) -> flo
     return sqrt(float(values[:, rank:].square().sum() / values.square().sum()))
 
 
+def _divided(size: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    return x / size
+
+
 class _Alternation:
     """The three least-squares problems; P = W C, and M[b k, b' l] = V_b C_bb' V_b'^T is kept up to date."""
 
@@ -120,25 +126,47 @@ class _Alternation:
         PV = torch.einsum("aibp,bkp->aibk", split, self.V)
         self._solve_left(M, PV)
         gram = self.U.mT @ self.U  # (A, r, r)
-        normal = (gram[:, None, :, None, :] * M).reshape(A, B * r, B * r)
-        rhs = torch.einsum("aik,aibk->abk", self.U, PV).reshape(A, B * r, 1)
-        self.D = solve(normal, rhs).reshape(A, B, r)
+        rhs = torch.einsum("aik,aibk->abk", self.U, PV).reshape(A, B * r)
+        self.D = self._couplings(gram, M.reshape(B * r, B * r), rhs).reshape(A, B, r)
         self._solve_left(M, PV)
-        self._solve_right(split)
+        self._solve_right()
+
+    def _couplings(self, gram: torch.Tensor, M: torch.Tensor, rhs: torch.Tensor) -> torch.Tensor:
+        """D_a solves ((U_a^T U_a) o M) D_a = rhs_a; large systems are improved by conjugate gradients only."""
+        A, B, r = self.shape
+        if B * r <= EXACT:
+            return solve((gram[:, None, :, None, :] * M.reshape(B, r, B, r)).reshape(A, B * r, B * r), rhs[..., None])
+        rows = []
+        for a in range(A):
+            normal = gram[a].repeat(B, B) * M
+            size = normal.diagonal().clamp_min(1e-300)
+            start = self.D[a].reshape(B * r)
+            rows.append(conjugate_gradients(partial(torch.mv, normal), partial(_divided, size), rhs[a], start))
+        return torch.stack(rows)
 
     def _solve_left(self, M: torch.Tensor, PV: torch.Tensor) -> None:
-        normal = torch.einsum("abk,bkcl,acl->akl", self.D, M, self.D)
+        A, B, r = self.shape
+        D = self.D.reshape(A, B * r)
+        weighted = D[:, :, None] * M.reshape(B * r, B * r) * D[:, None, :]
+        normal = weighted.reshape(A, B, r, B, r).sum((1, 3))
         rhs = torch.einsum("aibk,abk->aik", PV, self.D)
         self.U = solve(normal, rhs.mT).mT
 
-    def _solve_right(self, split: torch.Tensor) -> None:
+    def _solve_right(self) -> None:
+        """One V_b after the other, for all n inputs couple them; S_bc = sum_a (D_ab D_ac^T) o (U_a^T U_a)."""
+        A, B, r = self.shape
         gram = self.U.mT @ self.U
-        wanted = torch.einsum("abk,aik,aibp->bkp", self.D, self.U, split)
-        for b in range(self.shape[1]):
-            coupled = torch.einsum("ak,acl,akl->ckl", self.D[:, b], self.D, gram)  # (B, r, r)
-            arriving = torch.einsum("ckl,clq,cqp->kp", coupled, self.V, self.C[:, :, b])
-            own = coupled[b] @ self.V[b] @ self.C[b, :, b]
-            left = solve(coupled[b], wanted[b] - arriving + own)
+        outer = self.D.reshape(A, B * r, 1) * self.D.reshape(A, 1, B * r)
+        S = (outer.reshape(A, B, r, B, r) * gram.reshape(A, 1, r, 1, r)).sum(0)  # (B, r, B, r)
+        wanted = torch.einsum("abk,akbp->bkp", self.D, (self.U.mT @ self.P).unflatten(-1, (B, -1)))
+        own = S.diagonal(dim1=0, dim2=2).movedim(-1, 0)
+        roots = cholesky(
+            own + 1e-12 * torch.diag_embed(own.diagonal(dim1=-2, dim2=-1).mean(-1, keepdim=True).expand(B, r))
+        )
+        for b in range(B):
+            arriving = (self.V @ self.C[:, :, b]).reshape(B * r, -1)
+            others = S[b].reshape(r, B * r) @ arriving - own[b] @ arriving[b * r : (b + 1) * r]
+            left = torch.cholesky_solve(wanted[b] - others, roots[b])
             self.V[b] = torch.cholesky_solve(left.mT, self.roots[b]).mT
 
     def error(self) -> float:
