@@ -51,8 +51,9 @@ def trace(
     """Call `run` and return what each of the `layers` saw, in the order of their first calls.
 
     A layer writes to a residual stream if its output (or a view of it) is added to a tensor of the same shape, which is
-    found by watching the additions, so no architecture has to be known. With `like`, an earlier trace, the call ends
-    as soon as as much has been seen as there. Cost: one call, without gradients.
+    found by watching the additions, so no architecture has to be known; an output that something else was computed from
+    first writes to none. With `like`, an earlier trace, the call ends as soon as as much has been seen as there. Cost:
+    one call, without gradients.
 
     >>> layer, x = nn.Linear(2, 2), torch.ones(3, 2)
     >>> seen = trace({"layer": layer}, lambda: x + layer(x))
@@ -108,7 +109,21 @@ class _Additions(TorchDispatchMode):
                     found[1].residuals.append(other.detach().clone())  # an addition in place would overwrite it
                     self.found()
                     break
-        return func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        if self.outputs:  # what is computed from an output, and is no view of it, may be what is added to it later
+            views = _storages(result)
+            for storage in _storages((args, list((kwargs or {}).values()))):
+                if storage not in views:
+                    self.outputs.pop(storage, None)
+        return result
+
+
+def _storages(values: Any) -> set[int]:
+    """Where the tensors in nested lists and tuples keep their numbers."""
+    if isinstance(values, (list, tuple)):
+        return set().union(*map(_storages, values))
+    strided = isinstance(values, torch.Tensor) and values.layout == torch.strided and not values.is_nested
+    return {values.untyped_storage().data_ptr()} if strided else set()
 
 
 @contextmanager
