@@ -72,7 +72,7 @@ def save_model(
         "quantized": quantize,
     }
     if quantize == "int8":
-        keys = [key for key in quantizable(model, certificates) if key in state]
+        keys = [key for key in quantizable(model, layers) if key in state]
         state, description["tensors"] = quantized_state(state, keys)
     _write_weights(folder, state, shard)
     if source.folder is not None:
@@ -80,6 +80,8 @@ def save_model(
             if (file := source.folder / name).is_file():
                 shutil.copyfile(file, folder / name)
     elif (config := getattr(model, "config", None)) is not None and hasattr(config, "save_pretrained"):
+        config = copy.deepcopy(config)
+        config.architectures = [type(model).__name__]  # a network that was never saved does not name it
         config.save_pretrained(str(folder))
     write_json(folder / "flatwing.json", description)
     return description

@@ -66,9 +66,13 @@ def from_module(model: nn.Module, task: str | None = None, name: str | None = No
     if known is not None:
         architecture = {"kind": "flatwing", "name": known, "config": model.config()}  # type: ignore[operator]
         task = task or ("lm" if known == "byte-lm" else "classification")
-    elif (config := getattr(model, "config", None)) is not None and hasattr(config, "model_type"):
+    elif getattr(model, "config", None) is not None and _of_transformers(type(model)):
         architecture = {"kind": "transformers", "class": type(model).__name__}
     return Source(name or known or type(model).__name__, model, task or task_of(type(model).__name__), architecture)
+
+
+def _of_transformers(kind: type) -> bool:
+    return kind.__module__.split(".")[0] == "transformers"
 
 
 def from_example(trained: Trained) -> Source:

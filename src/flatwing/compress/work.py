@@ -21,7 +21,7 @@ from ..nn import StructuredLayer, layer_from_config
 from .layerwise import LayerResult
 from .save import write_json
 
-
+STATE, REPLACED = "options.json", "replaced"  # of the work folder: whose it is; the output that stood there before
 TRAINED = "example-"  # files of this prefix are made before a run begins, and serve any run
 
 
@@ -34,32 +34,30 @@ class Work:
     """
 
     def __init__(self, out: Path, options: Mapping[str, Any], overwrite: bool) -> None:
-        self.out, self.overwrite = out, overwrite
-        self.folder = out.with_name(out.name + ".partial")
+        check_output(out, overwrite)
+        self.out, self.folder = out, partial(out)
         self.options = json.loads(json.dumps(options))
-        self.finished = False
-        if not out.parent.is_dir():
-            raise ValueError(f"the folder {str(out.parent)!r} does not exist. Make it first, or choose another OUT.")
-        left = self._read("options.json") if self.folder.is_dir() else None
-        if out.exists() and left == self.options and not overwrite and (out / "result.json").is_file():
-            self.finished = True  # killed between the last rename and cleaning up
+        left = _state(self.folder)
+        self.finished = _finished(out) and left["options"] == self.options  # killed while cleaning up
+        if self.finished:
             return
         if out.exists() and not overwrite:
-            raise ValueError(f"{str(out)!r} exists. Rule: nothing is overwritten without --overwrite.")
-        if self.folder.exists() and left != self.options:
-            if not overwrite and left is not None:
-                changed = [key for key in {**left, **self.options} if left.get(key) != self.options.get(key)]
+            raise _exists(out)
+        if left and left["options"] != self.options:
+            old = left["options"]
+            if not overwrite:
+                changed = [key for key in {**old, **self.options} if old.get(key) != self.options.get(key)]
                 raise ValueError(
                     f"{str(self.folder)!r} holds an unfinished run with another {changed[0]}. Run it again with the "
                     "same options to finish it, or give --overwrite to start anew."
                 )
-            _clear(self.folder)
+            self.discard()
         if self.folder.exists():
             for stale in self.folder.rglob(".*"):  # temporary files of a run that was killed
                 if stale.is_file():
                     stale.unlink()
         (self.folder / "layers").mkdir(parents=True, exist_ok=True)
-        self.write("options.json", self.options)
+        self.write(STATE, {"options": self.options, "finished": False})
 
     @property
     def target(self) -> Path:
@@ -125,21 +123,78 @@ class Work:
     def finish(self) -> None:
         """Rename the output into place; what was there before is removed only afterwards."""
         if not self.finished:
-            old = self.folder / "replaced"
+            self.write(STATE, {"options": self.options, "finished": True})
             if self.out.exists():
-                if old.exists():
-                    shutil.rmtree(old)
-                os.replace(self.out, old)
+                os.replace(self.out, self.folder / REPLACED)
             os.replace(self.target, self.out)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self.discard(trained=True)
+
+    def discard(self, *, trained: bool = False) -> None:
+        """Remove what a run has kept; trained examples serve other runs, so they go only if `trained`."""
+        for path in self.folder.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name != STATE and (trained or not path.name.startswith(TRAINED)):
+                path.unlink()
+        (self.folder / STATE).unlink(missing_ok=True)  # last, so that a folder half removed is known for what it is
+        if not any(self.folder.iterdir()):
+            self.folder.rmdir()
 
 
-def _clear(folder: Path) -> None:
-    for path in folder.iterdir():
-        if path.is_dir():
-            shutil.rmtree(path)
-        elif not path.name.startswith(TRAINED):
-            path.unlink()
+def partial(out: Path) -> Path:
+    """The work folder beside an output."""
+    return out.with_name(out.name + ".partial")
+
+
+def check_output(out: Path, overwrite: bool) -> None:
+    """Refuse, before any work, an output that could not be written or would take the place of what is not ours.
+
+    Raises `ValueError` if the folder around it is missing or read-only, if it exists (unless `overwrite`, and then it
+    must be empty or hold a flatwing.json), or if the name of the work folder is taken by something else. An output that
+    a killed run had set aside is put back.
+    """
+    if not out.parent.is_dir():
+        raise ValueError(f"the folder {str(out.parent)!r} does not exist. Make it first, or choose another OUT.")
+    if not os.access(out.parent, os.W_OK):
+        raise ValueError(f"the folder {str(out.parent)!r} cannot be written. Choose another OUT.")
+    folder = partial(out)
+    foreign = folder.exists() and not folder.is_dir()
+    if folder.is_dir() and not _state(folder):
+        files = [path.name for path in folder.rglob("*") if path.is_file()]
+        foreign = any(not name.startswith((TRAINED, ".")) for name in files)
+    if foreign:
+        raise ValueError(
+            f"{str(folder)!r} is in the way: it is no unfinished run of this kind. Rule: that name is free; move it "
+            "away or choose another OUT."
+        )
+    if (folder / REPLACED).exists() and not out.exists():
+        os.replace(folder / REPLACED, out)
+    if not out.exists() or _finished(out):
+        return
+    if not overwrite:
+        raise _exists(out)
+    if not out.is_dir() or (any(out.iterdir()) and not (out / "flatwing.json").is_file()):
+        raise ValueError(
+            f"{str(out)!r} is not a directory that flatwing wrote, so it is not overwritten. Rule: --overwrite "
+            "replaces directories with a flatwing.json; choose another OUT."
+        )
+
+
+def _exists(out: Path) -> ValueError:
+    return ValueError(f"{str(out)!r} exists. Rule: nothing is overwritten without --overwrite.")
+
+
+def _state(folder: Path) -> dict[str, Any]:
+    """Options of the run in a work folder and whether it is finished; empty if it is not one."""
+    try:
+        return json.loads((folder / STATE).read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError):
+        return {}
+
+
+def _finished(out: Path) -> bool:
+    """Whether a run had renamed its output into place and was killed while it removed the rest."""
+    return bool(_state(partial(out)).get("finished")) and out.exists() and not (partial(out) / "out").exists()
 
 
 def fingerprint(value: torch.Tensor | bytes) -> str:
