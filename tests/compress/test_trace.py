@@ -176,9 +176,11 @@ def test_evaluation_mode_ends_as_it_began() -> None:
     model = nn.Sequential(nn.Dropout(), nn.Sequential(nn.Dropout()), nn.Dropout())
     model[1].eval()
     before = [m.training for m in model.modules()]
-    with pytest.raises(OSError, match="full"), evaluating(model):
+    with evaluating(model):
         assert not any(m.training for m in model.modules())
-        raise OSError("full")
+    assert [m.training for m in model.modules()] == before
+    with pytest.raises(RuntimeError, match="inconsistent tensor size"), evaluating(model):
+        torch.ones(2) @ torch.ones(3)
     assert [m.training for m in model.modules()] == before
     assert True in before
     assert False in before

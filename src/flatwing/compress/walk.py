@@ -212,14 +212,17 @@ def find_trunk(model: nn.Module, layers: Sequence[str], batch: Batch) -> str | N
 def record(
     model: nn.Module, trunk: str, batch: Batch
 ) -> list[tuple[torch.Tensor, tuple, dict[str, Any], torch.Tensor]]:
-    """Per block, in the order of calls: the state that came in, the other arguments, the state that went out."""
+    """Per block, in the order of calls: the state that came in, the other arguments, the state that went out.
+
+    Caches of keys and values become None: they would grow with every replay, and hold keys of the other network.
+    """
     calls: list[tuple[torch.Tensor, tuple, dict[str, Any], torch.Tensor]] = []
 
     def hook(_: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
-        kwargs = dict(kwargs)
+        kwargs = {name: _no_cache(value) for name, value in kwargs.items()}
         state = args[0] if args else kwargs.pop("hidden_states", None)
         if isinstance(state, torch.Tensor):
-            calls.append((state, args[1:], kwargs, main_output(output)))
+            calls.append((state, tuple(map(_no_cache, args[1:])), kwargs, main_output(output)))
 
     blocks = model.get_submodule(trunk).children()
     handles = [block.register_forward_hook(hook, with_kwargs=True) for block in blocks]
@@ -230,3 +233,7 @@ def record(
         for handle in handles:
             handle.remove()
     return calls
+
+
+def _no_cache(value: Any) -> Any:
+    return None if type(value).__name__.endswith("Cache") else value  # transformers has a dozen classes of them
