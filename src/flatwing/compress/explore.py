@@ -21,6 +21,11 @@ from .walk import Walk
 STEPS = (0.25, 0.5, 0.71, 1.0, 1.41, 2.0)  # budgets of a layer, relative to the mean one
 FINALISTS = 2  # structures that are followed over all budgets, besides low rank
 EFFORT = 0.25  # of the sweeps of the final fit
+# Errors are made in one layer at a time to measure how much each matters, but in all of them at once when it counts,
+# and later layers absorb some. On both examples the square root of what was measured planned better than the value
+# itself (byte LM at 25 %: loss 1.59 against 1.61) and than equal weights (1.71).
+TEMPER = 0.5
+PROBED = 0.5  # share of a layer at which that is measured
 PROBE = 2048  # positions on which the sensitivity is measured
 POSITIONS = 16384  # positions that the error curves are measured on, unless a layer is wider than a tenth of it
 SPECTRUM = 128  # singular values that are kept for the report
@@ -93,9 +98,9 @@ def explore(
             for name in stage:
                 layer = layers[name]
                 metric = moments.target(name, matrix(layer), layer.bias).metric
-                sensitivity = probe.sensitivity(layer, metric, share)
+                sensitivity = probe.sensitivity(layer, metric)
                 options = tuple(
-                    replace(o, cost=cost(name, o.candidate), loss=sensitivity * o.error**2)
+                    replace(o, cost=cost(name, o.candidate), loss=sensitivity**TEMPER * o.error**2)
                     for o in curve(layer, metric, share, structures, seed)
                 )
                 shape = layer.out_features, layer.in_features
@@ -168,9 +173,9 @@ class _Probe:
         with torch.no_grad():
             self.reference = self.batch.logits(model)
 
-    def sensitivity(self, layer: LinearInfo, metric: Metric, share: float) -> float:
+    def sensitivity(self, layer: LinearInfo, metric: Metric) -> float:
         m, n = layer.out_features, layer.in_features
-        rough = candidate("low_rank", m, n).within(max(share * m * n, m + n)) or candidate("low_rank", m, n)
+        rough = candidate("low_rank", m, n).within(max(PROBED * m * n, m + n)) or candidate("low_rank", m, n)
         fit = rough.fit(matrix(layer), metric, EFFORT)
         if fit.error < 1e-6:
             return 0.0
