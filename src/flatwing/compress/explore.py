@@ -181,4 +181,4 @@ class _Probe:
             return 0.0
         with holding(layer, fit.structure.dense()), torch.no_grad():
             change = divergence(self.reference, self.batch.logits(self.model), self.batch, self.task)
-        return float(change.double().mean()) / fit.error**2
+        return max(0.0, float(change.double().mean())) / fit.error**2  # rounding may make it negative

@@ -92,7 +92,7 @@ class Pipeline:
         explored = self.explored()
         if share >= 1:
             return [
-                LayerPlan(e.name, e.shape, None, e.shape[0] * e.shape[1], 0, 0, 0, e.sensitivity, e.spectrum)
+                LayerPlan(e.name, e.shape, None, e.shape[0] * e.shape[1], 0.0, 0.0, 0.0, e.sensitivity, e.spectrum)
                 for e in explored
             ]
         return decide(explored, share * self.dense_cost, self.cost)
@@ -198,7 +198,7 @@ class Pipeline:
         state = tensors_of(model)
         return quantized_state(state, [key for key in quantizable(model, self.layers) if key in state])[0]
 
-    def timed(self, model: nn.Module) -> dict[str, list[dict[str, float]]]:
+    def timed(self, model: nn.Module) -> dict[str, list[dict[str, Any]]]:
         """Milliseconds of both networks at several batch sizes."""
         rows = torch.cat([torch.arange(len(self.data.test[0].inputs))] * (1 + max(LATENCY_SIZES)))
 
