@@ -33,6 +33,7 @@ Progress = Callable[[str, int, int], None]
 SEARCHED = (0.9, 0.75, 0.6, 0.5, 0.4, 0.3, 0.25, 0.2, 0.15, 0.1, 0.07, 0.05)  # shares that --max-loss tries in turn
 LATENCY_SIZES = (1, 16, 64)
 SPEED_ROWS = 256
+SMALLEST = 8  # a layer with a smaller side is all but a few vectors: it stays, here and in the landmarks
 CURVES = ("whitened SVD", "plain SVD")
 
 
@@ -300,8 +301,8 @@ def choose_layers(model: nn.Module, options: Options) -> tuple[dict[str, LinearI
             reason = "skip names it"
         if reason is None and name not in wanted:
             reason = "where does not name it"
-        if reason is None and min(info.in_features, info.out_features) < 2:
-            reason = "it is a vector"
+        if reason is None and min(info.in_features, info.out_features) < SMALLEST:
+            reason = f"a side below {SMALLEST} leaves nothing to save"
         if reason is None:
             layers[name] = info
         else:
