@@ -73,6 +73,8 @@ def load_data(
     samples = (512 if source.task == "lm" else 4096) if samples is None else samples
     if samples < 1:
         raise ValueError(f"samples={samples}. Rule: at least 1 row to fit on; 512 is a good start.")
+    if length is not None and length < 2:
+        raise ValueError(f"length={length}. Rule: at least 2 tokens per text; {LENGTH} is a good start.")
     if given is None and source.trained is not None:
         return _of_splits(source.trained.data, source.task, samples, f"the data of the example {source.name}")
     if isinstance(given, (str, os.PathLike)):
@@ -131,9 +133,14 @@ def _of_arrays(source: Source, arrays: Mapping[str, np.ndarray], field: str | No
         raise ValueError(f"{name}[{label}] has {len(y)} rows, {inputs} has {len(x)}. Rule: one label per row.")
     key = inputs if inputs in ("input_ids", "pixel_values") else None
     if x.is_floating_point():
+        x = x.to(next((p.dtype for p in source.model.parameters() if p.is_floating_point()), x.dtype))
         parts = (row_batches(x[part], None if y is None else y[part], key) for part in row_parts(len(x), samples))
         return _data(parts, name)
     mask = torch.from_numpy(arrays["attention_mask"]).bool() if "attention_mask" in arrays else None
+    if mask is not None and mask.shape != x.shape:
+        raise ValueError(
+            f"{name}[attention_mask] has shape {tuple(mask.shape)}, {inputs} has {tuple(x.shape)}. Rule: equal shapes."
+        )
     x = x.long()
     _require_vocabulary(source, x, f"{name}[{inputs}]")
     parts = []

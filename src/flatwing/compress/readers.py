@@ -18,8 +18,9 @@ LARGEST_TEXT = 64 << 20  # bytes that are read of one text; calibration needs th
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """The arrays of an .npz file by name, or of an .npy file as "x"; never unpickles. Raises `ValueError`."""
     try:
-        loaded = np.load(path, allow_pickle=False)
-        arrays = {"x": loaded} if isinstance(loaded, np.ndarray) else {key: loaded[key] for key in loaded.files}
+        with path.open("rb") as file:  # numpy would leave it open
+            loaded = np.load(file, allow_pickle=False)
+            arrays = {"x": loaded} if isinstance(loaded, np.ndarray) else {key: loaded[key] for key in loaded.files}
     except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(
             f"cannot read {path.name!r} ({error}). Rule: numbers saved by numpy.savez or numpy.save; pickles are "
@@ -30,7 +31,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
             raise ValueError(f"{path.name}[{key}] has dtype {array.dtype}. Rule: whole or real numbers.")
     if not any(array.size for array in arrays.values()):
         raise ValueError(f"{path.name} holds no numbers. Rule: some rows to calibrate with.")
-    return {key: np.ascontiguousarray(array) for key, array in arrays.items()}
+    return {key: np.ascontiguousarray(array, array.dtype.newbyteorder("=")) for key, array in arrays.items()}
 
 
 def read_texts(path: Path, field: str | None = None) -> list[str]:
@@ -61,9 +62,9 @@ def _text(path: Path) -> str:
     with path.open("rb") as file:
         data = file.read(LARGEST_TEXT)
     try:
-        return data.decode("utf-8")
+        return data.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
-        if error.start > len(data) - 4:  # the limit cut the last character
+        if len(data) == LARGEST_TEXT and error.start > len(data) - 4:  # the limit cut the last character
             return data[: error.start].decode("utf-8")
         raise ValueError(
             f"{path.name!r} is not UTF-8 text (byte {error.start}). Rule: a text, .jsonl, .npz or .npy file."
@@ -72,7 +73,10 @@ def _text(path: Path) -> str:
 
 def _json_lines(path: Path, field: str | None) -> list[str]:
     field, texts = field or "text", []
-    for number, line in enumerate(_text(path).splitlines(), start=1):
+    lines = _text(path).split("\n")  # not splitlines: texts may hold other separators, such as U+2028
+    if path.stat().st_size > LARGEST_TEXT:
+        lines.pop()  # the limit cut it
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
