@@ -60,6 +60,9 @@ def command(
     anchored: Annotated[bool, typer.Option(help="Fit layers on the inputs they get from compressed ones.")] = True,
     landmarks: Annotated[bool, typer.Option(help="Compare with SVD, sparsity and quantization.")] = True,
     curve: Annotated[bool, typer.Option(help="Also show half and twice the budget.")] = True,
+    weights_only: Annotated[
+        bool, typer.Option("--weights-only", help="No data, flat memory; torchrun shares the matrices out.")
+    ] = False,
     example: Annotated[str | None, typer.Option(help=f"Instead of MODEL: train {' or '.join(EXAMPLES)}.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; write nothing.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")] = False,
@@ -69,8 +72,8 @@ def command(
     """Compress a trained model to a budget, prove how good each layer is, heal it, measure it, and write a report.
 
     With --example and no OUT the result goes to flatwing-EXAMPLE. A run that was interrupted goes on when it is started
-    again with the same options. Weights without a network (.safetensors) are compressed without data; that costs much
-    quality, and torchrun --nproc-per-node N shares the layers out.
+    again with the same options. Weights without a network (.safetensors, or --weights-only) are compressed without
+    data, which costs much quality; torchrun --nproc-per-node N -m flatwing compress ... then shares the layers out.
     """
     if example is not None:
         EXAMPLES[example]  # an unknown name is refused, naming the nearest
@@ -107,6 +110,7 @@ def command(
             anchored=anchored,
             landmarks=landmarks,
             curve=curve,
+            weights_only=weights_only,
             dry_run=dry_run,
             overwrite=overwrite,
             seed=seed,

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from ..nn import densify_
+from ..report import write as write_report
 from ..train import EXAMPLES
 from .calibration import load_data
 from .load import load
@@ -78,6 +79,7 @@ def compress(
     where: str | Iterable[str] = "*",
     skip: str | Iterable[str] = (),
     structures: Iterable[str] | None = None,
+    weights_only: bool = False,
     dry_run: bool = False,
     overwrite: bool = False,
     seed: int = 0,
@@ -101,6 +103,8 @@ def compress(
         anchored: fit every layer on the inputs that it gets from the compressed layers before it.
         quantize: "int8" keeps matrices and factors as int8. densify: write an ordinary dense checkpoint.
         landmarks, curve: compare with other methods at the same share; quality at half and twice the share.
+        weights_only: compress a directory without building the network, as a bare .safetensors file: no data, no
+            healing, memory for one matrix per process; under torchrun the processes share the matrices out.
         dry_run: only plan. overwrite: replace an `out` that exists. seed: of everything random.
 
     Raises `ValueError` for bad options, data and files before any work; nothing that existed is lost.
@@ -123,8 +127,16 @@ def compress(
     if (model is None) == (example is None):
         raise ValueError("give a model or an example, not both and not neither. Examples: " + ", ".join(EXAMPLES) + ".")
     target = None if out is None else Path(out)
-    if isinstance(model, (str, os.PathLike)) and Path(model).suffix == ".safetensors":
+    path = isinstance(model, (str, os.PathLike))
+    if path and (weights_only or Path(model).suffix == ".safetensors"):
         return _weights_only(Path(model), target, asked, overwrite, dry_run, calibration, progress)
+    if weights_only:
+        raise ValueError("weights_only reads files. Rule: model is a directory or a .safetensors file.")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError(
+            "several processes cannot share a calibrated run: each layer waits for those before it. "
+            "Rule: start it without torchrun, or give --weights-only, whose matrices are shared out."
+        )
     if target is not None and not dry_run:
         check_output(target, overwrite)
     with torch.random.fork_rng([]), evaluating(*([model] if isinstance(model, nn.Module) else [])):
@@ -236,8 +248,8 @@ def _weights_only(
     """A bare .safetensors file: no network, so no data and no measuring of what it does."""
     if calibration is not None:
         raise ValueError(
-            f"{path.name!r} holds weights without a network, so calibration data cannot be used. Rule: a directory "
-            "with config.json, or load the network in Python and call flatwing.compress.compress(model)."
+            f"weights alone ({path.name!r}) are no network, so calibration data cannot be used. Rule: a directory "
+            "with config.json, without --weights-only; or load the network in Python and give it as the model."
         )
     if out is None or dry_run:
         what = "an OUT directory" if out is None else "no dry run"
@@ -259,4 +271,7 @@ def _weights_only(
         seed=options.seed,
         progress=progress,
     )
-    return Compression(None, result, out)
+    report = None
+    if os.environ.get("RANK", "0") == "0":
+        report = write_report(out)
+    return Compression(None, result, out, report)
