@@ -53,9 +53,8 @@ def measure(example: str, seed: int, budgets: list[float], cache: Path | None) -
                     "seconds": seconds,
                 }
             )
-            print(
-                f"  {budget:5.3f} {row['name']:16} {value['value']:.4f} ± {value['stderr']:.4f} {row['bytes']:>10,} bytes"
-            )
+            number = f"{value['value']:.4f} ± {value['stderr']:.4f}"
+            print(f"  {budget:5.3f} {row['name']:16} {number} {row['bytes']:>10,} bytes")
         for name in ("before", "compressed"):
             times = ", ".join(f"{t['ms']:.2f} ms at batch {t['batch']}" for t in done.metrics[name]["latency"])
             print(f"        {name}: {times}")
