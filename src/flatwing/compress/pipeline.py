@@ -160,6 +160,11 @@ class Pipeline:
             "seed": options.seed,
         }
         say = self.progress or (lambda what, done, total: None)
+        frozen = [p for p in model.parameters() if p.is_floating_point()]
+        if any(p.requires_grad for p in frozen):
+            frozen = []
+        for parameter in frozen:  # a network that was frozen for use is healed as a whole
+            parameter.requires_grad_(True)
         say("healing: trying learning rates", 0, 1)
         rate = options.heal_lr or self._once("heal_lr", lambda: best_rate(model, *data, **settings))
         metrics = heal(
@@ -170,6 +175,8 @@ class Pipeline:
             progress=lambda metric: say("healing", int(metric["step"]), options.heal),
             **settings,
         )
+        for parameter in frozen:
+            parameter.requires_grad_(False)
         self.seconds["healed"] = time.perf_counter() - begin
         return [dict(metric) for metric in metrics], rate
 
