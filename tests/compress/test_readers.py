@@ -56,7 +56,7 @@ def test_a_text_may_hold_every_separator_but_the_newline(tmp_path: Path, separat
         (
             '{"content": "a"}\n{"body": "b", "contents": "c"}',
             "content",
-            r"line 2 .*body, contents\. Write --field conten",
+            r"line 2 .* contents\. Write --field contents",
         ),
         ('{"n": 1}', None, r"its texts are: none\. It has no text at all"),
         ('["a"]', None, r"line 1 has no text 'text'"),

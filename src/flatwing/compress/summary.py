@@ -87,7 +87,7 @@ def _speed(before: Numbers, final: Numbers) -> str:
     return f"On this machine it runs {', '.join(parts)}." if parts else ""
 
 
-def _bytes(count: int) -> str:
+def _bytes(count: int | float) -> str:
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000 or unit == "GB":
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.2f} {unit}"
@@ -95,7 +95,7 @@ def _bytes(count: int) -> str:
     raise AssertionError
 
 
-def _big(count: int) -> str:
+def _big(count: int | float) -> str:
     for unit in ("", "k", "M", "G"):
         if count < 1000:
             return f"{count:.3g}{unit}"
