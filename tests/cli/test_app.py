@@ -15,6 +15,11 @@ import flatwing
 from flatwing.cli import app
 
 OPTIONS = {
+    "compress": (
+        "--anchored --budget --calibration --curve --densify --dry-run --example --field --format "
+        "--gradient-checkpointing --heal --heal-lr --landmarks --length --match --max-loss --optimizer --overwrite "
+        "--precision --quantize --samples --seed --skip --structure --task --unit --weights-only --where model out"
+    ),
     "factorize": (
         "--budget --chain --draw --example --force --format --n --order --out --perm --refine --tolerance source"
     ),
