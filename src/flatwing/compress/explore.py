@@ -15,6 +15,7 @@ from ..nn import LinearInfo
 from .batch import Batch, select, until
 from .candidates import STRUCTURES, Candidate, candidate
 from .divergence import divergence
+from .moments import Target
 from .plan import LayerPlan, Option, allocate, fill
 from .walk import Walk
 
@@ -34,15 +35,18 @@ Cost = Callable[[str, Candidate | None], float]
 
 
 @contextmanager
-def holding(layer: LinearInfo, W: torch.Tensor) -> Iterator[None]:
-    """The network with another matrix in this layer, then exactly as before."""
-    before = layer.weight.detach().clone()
+def holding(layer: LinearInfo, W: torch.Tensor, bias: torch.Tensor | None = None) -> Iterator[None]:
+    """The network with another matrix (and bias, if given) in this layer, then exactly as before."""
+    new = [(layer.weight, W)] + ([(layer.bias, bias)] if layer.bias is not None and bias is not None else [])
+    before = [own.detach().clone() for own, _ in new]
     with torch.no_grad():
         try:
-            layer.weight.copy_(W)
+            for own, value in new:
+                own.copy_(value)
             yield
         finally:
-            layer.weight.copy_(before)
+            for (own, _), value in zip(new, before, strict=True):
+                own.copy_(value)
 
 
 def matrix(layer: LinearInfo) -> torch.Tensor:
@@ -97,8 +101,8 @@ def explore(
         for stage, moments in walk.inputs(segment).items():
             for name in stage:
                 layer = layers[name]
-                metric = moments.target(name, matrix(layer), layer.bias).metric
-                sensitivity = probe.sensitivity(layer, metric)
+                target = moments.target(name, matrix(layer), layer.bias)
+                metric, sensitivity = target.metric, probe.sensitivity(layer, target)
                 options = tuple(
                     replace(o, cost=cost(name, o.candidate), loss=sensitivity**TEMPER * o.error**2)
                     for o in curve(layer, metric, share, structures, seed)
@@ -173,12 +177,13 @@ class _Probe:
         with torch.no_grad():
             self.reference = self.batch.logits(model)
 
-    def sensitivity(self, layer: LinearInfo, metric: Metric) -> float:
+    def sensitivity(self, layer: LinearInfo, target: Target) -> float:
         m, n = layer.out_features, layer.in_features
         rough = candidate("low_rank", m, n).within(max(PROBED * m * n, m + n)) or candidate("low_rank", m, n)
-        fit = rough.fit(matrix(layer), metric, EFFORT)
+        fit = rough.fit(matrix(layer), target.metric, EFFORT)
         if fit.error < 1e-6:
             return 0.0
-        with holding(layer, fit.structure.dense()), torch.no_grad():
+        dense = fit.structure.dense()
+        with holding(layer, dense, target.bias(dense)), torch.no_grad():  # the bias keeps the mean, as in the end
             change = divergence(self.reference, self.batch.logits(self.model), self.batch, self.task)
         return max(0.0, float(change.double().mean())) / fit.error**2  # rounding may make it negative

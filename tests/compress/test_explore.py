@@ -1,0 +1,180 @@
+import json
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from flatwing.compress.batch import Batch
+from flatwing.compress.candidates import Candidate
+from flatwing.compress.divergence import divergence
+from flatwing.compress.explore import TEMPER, Cost, Explored, curve, decide, explore, holding, matrix, spectrum
+from flatwing.compress.plan import Option
+from flatwing.data import digit_images
+from flatwing.factorize import Metric
+from flatwing.nn import LinearInfo, linear_layers
+from flatwing.train import ByteLM, DigitsMLP
+
+
+def body(model: nn.Module) -> dict[str, LinearInfo]:
+    return {name: info for name, info in linear_layers(model).items() if info.skip is None and not info.is_head}
+
+
+def parameters(model: nn.Module) -> Cost:
+    layers = body(model)
+
+    def cost(name: str, chosen: Candidate | None) -> float:
+        return float(layers[name].weight.numel() if chosen is None else chosen.parameters)
+
+    return cost
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[nn.Module, list[Batch]]:
+    torch.manual_seed(0)
+    model = DigitsMLP(width=48)
+    x, y = digit_images("train")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(150):
+        rows = torch.randint(len(x), (64,))
+        loss = F.cross_entropy(model(x[rows]), y[rows])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return model.eval(), [Batch((part,)) for part in x.split(300)]
+
+
+@pytest.fixture(scope="module")
+def found(digits: tuple[nn.Module, list[Batch]]) -> list[Explored]:
+    model, batches = digits
+    return explore(model, body(model), batches, share=0.3, cost=parameters(model), task="classification")
+
+
+def test_every_layer_has_options_priced_and_measured(
+    found: list[Explored], digits: tuple[nn.Module, list[Batch]]
+) -> None:
+    cost = parameters(digits[0])
+    assert [own.name for own in found] == ["layers.0", "layers.1"]
+    for own in found:
+        m, n = own.shape
+        assert own.sensitivity > 0
+        for option in own.options:
+            assert option.cost == cost(own.name, option.candidate)
+            assert option.loss == own.sensitivity**TEMPER * option.error**2
+            assert 0 <= option.bound <= option.error < 1
+        assert own.options[-1] == Option(None, float(m * n), 0.0)
+        assert len({o.candidate for o in own.options}) == len(own.options)
+        families = {o.candidate.family for o in own.options if o.candidate is not None}
+        assert families == {"low_rank", "monarch", "three_factor", "blast"}
+        curve_of = sorted((o.cost, o.error) for o in own.options if o.candidate and o.candidate.family == "low_rank")
+        assert len(curve_of) >= 4
+        assert [e for _, e in curve_of] == sorted((e for _, e in curve_of), reverse=True)
+        assert own.spectrum[0] == 1.0
+        assert list(own.spectrum) == sorted(own.spectrum, reverse=True)
+
+
+@pytest.mark.parametrize("share", [0.15, 0.3, 0.5, 0.8])
+def test_the_plan_spends_the_budget_to_within_one_percent(
+    found: list[Explored], digits: tuple[nn.Module, list[Batch]], share: float
+) -> None:
+    cost = parameters(digits[0])
+    total = sum(cost(own.name, None) for own in found)
+    plans = decide(found, share * total, cost)
+    spent = sum(plan.parameters for plan in plans)
+    assert spent <= share * total
+    rank_step = max(sum(plan.shape) + 16 for plan in plans)
+    assert spent >= share * total - max(0.01 * total, rank_step)
+    for plan, own in zip(plans, found, strict=True):
+        assert (plan.name, plan.shape, plan.sensitivity, plan.spectrum) == (
+            own.name, own.shape, own.sensitivity, own.spectrum,
+        )  # fmt: skip
+        assert plan.parameters == cost(plan.name, plan.candidate)
+
+
+def test_all_of_the_budget_leaves_every_layer_dense(found: list[Explored], digits: tuple) -> None:
+    cost = parameters(digits[0])
+    plans = decide(found, sum(cost(own.name, None) for own in found), cost)
+    assert all(plan.structure == "dense" and plan.loss == 0 for plan in plans)
+
+
+def test_too_small_a_budget_is_refused(found: list[Explored], digits: tuple) -> None:
+    with pytest.raises(ValueError, match=r"the budget is 10 and the cheapest structures .* larger --budget"):
+        decide(found, 10.0, parameters(digits[0]))
+
+
+def test_the_sensitivity_predicts_the_divergence(found: list[Explored], digits: tuple) -> None:
+    """Cutting one layer, with the bias that keeps its mean output, changes the outputs by about what is predicted."""
+    model, batches = digits
+    layers = body(model)
+    for own in found:
+        layer, x = layers[own.name], batches[0].args[0]
+        x = (F.gelu(model.layers[0](x)) if own.name == "layers.1" else x).detach().double()
+        W, chosen = matrix(layer), Candidate("low_rank", own.shape, (1, 1), 10)
+        fit = chosen.fit(W, Metric(torch.cov(x.mT, correction=0), 1e-3))
+        rough, bias = fit.structure.dense(), layer.bias
+        assert bias is not None
+        with torch.no_grad():
+            reference = batches[0].logits(model)
+            with holding(layer, rough, bias + (W - rough) @ x.mean(0)):
+                change = divergence(reference, batches[0].logits(model), batches[0], "classification")
+        assert float(change.mean()) / fit.error**2 == pytest.approx(own.sensitivity, rel=0.6)
+
+
+def test_exploring_leaves_the_network_alone(digits: tuple[nn.Module, list[Batch]]) -> None:
+    model, batches = digits
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    said: list[tuple[int, int]] = []
+    explore(
+        model, body(model), batches[:1], share=0.3, cost=parameters(model), task="classification",
+        structures=("low_rank",), progress=lambda text, i, n: said.append((i, n)),
+    )  # fmt: skip
+    assert said == [(1, 2), (2, 2)]
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+
+
+def test_a_weight_is_held_and_given_back_whatever_happens() -> None:
+    model = nn.Sequential(nn.Linear(3, 3))
+    layer = linear_layers(model)["0"]
+    before = layer.weight.detach().clone()
+    with holding(layer, torch.zeros(3, 3, dtype=torch.float64)):
+        assert bool((model[0].weight == 0).all())
+    assert torch.equal(model[0].weight, before)
+    with pytest.raises(RuntimeError, match="inconsistent tensor size"), holding(layer, torch.zeros(3, 3)):
+        torch.ones(2) @ torch.ones(3)
+    assert torch.equal(model[0].weight, before)
+    bias = model[0].bias.detach().clone()
+    with holding(layer, torch.zeros(3, 3), torch.ones(3)):
+        assert model(torch.rand(1, 3)).tolist() == [[1.0, 1.0, 1.0]]
+    assert torch.equal(model[0].bias, bias)
+
+
+def test_only_called_layers_are_explored_in_the_order_of_calls() -> None:
+    model = ByteLM(width=8, depth=1, heads=2, context=8, vocab=16)
+    model.never = nn.Linear(8, 8)
+    batches = [Batch((torch.randint(16, (20, 8)),))]
+    found = explore(
+        model, body(model), batches, share=0.5, cost=parameters(model), task="lm", structures=("low_rank", "blast_4")
+    )
+    assert [own.name.split(".")[-1] for own in found] == ["q", "k", "v", "o", "up", "down"]
+
+
+def test_a_layer_too_small_for_its_budget_gets_the_cheapest_there_is() -> None:
+    layer = linear_layers(nn.Sequential(nn.Linear(6, 6)))["0"]
+    options = curve(layer, Metric.identity(6), 0.01, ["low_rank", "blast_4"], 0)
+    assert [str(o.candidate) for o in options] == ["low_rank(rank=1)", "None"]
+    tiny = linear_layers(nn.Sequential(nn.Linear(1, 2)))["0"]
+    assert [o.candidate for o in curve(tiny, Metric.identity(1), 0.5, ["low_rank"], 0)] == [None]
+
+
+def test_the_spectrum_is_that_of_the_weight_on_the_data() -> None:
+    W, C = torch.diag(torch.tensor([2.0, 1.0, 0.5])).double(), torch.diag(torch.tensor([1.0, 16.0, 1.0])).double()
+    assert spectrum(W, Metric(C, damp=0.0)) == (1.0, 0.5, 0.125)
+    long = spectrum(torch.eye(300, dtype=torch.float64), Metric.identity(300))
+    assert len(long) == 128
+    assert set(long) == {1.0}
+    assert spectrum(torch.zeros(2, 2, dtype=torch.float64), Metric.identity(2)) == (0.0, 0.0)
+
+
+def test_what_was_explored_survives_json(found: list[Explored]) -> None:
+    for own in found:
+        assert Explored.from_dict(json.loads(json.dumps(own.to_dict()))) == own
