@@ -120,6 +120,19 @@ def test_the_sensitivity_predicts_the_divergence(found: list[Explored], digits: 
         assert float(change.mean()) / fit.error**2 == pytest.approx(own.sensitivity, rel=0.6)
 
 
+def test_the_sensitivity_is_to_what_a_bias_cannot_mend() -> None:
+    """For one linear layer it is known: the share of the outputs' energy that is not in their mean."""
+    model, x = nn.Sequential(nn.Linear(8, 8)), torch.randn(500, 8) + 5
+    (own,) = explore(
+        model, linear_layers(model), [Batch((x,))], share=0.5, cost=lambda *_: 1.0, task="other",
+        structures=("low_rank",),
+    )  # fmt: skip
+    y = model(x).detach()
+    wanted = float((y - y.mean(0)).square().sum() / y.square().sum())
+    assert wanted < 0.5
+    assert own.sensitivity == pytest.approx(wanted, rel=0.02)
+
+
 def test_exploring_leaves_the_network_alone(digits: tuple[nn.Module, list[Batch]]) -> None:
     model, batches = digits
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
