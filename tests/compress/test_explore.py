@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from flatwing.compress.batch import Batch
-from flatwing.compress.candidates import Candidate
+from flatwing.compress.candidates import STRUCTURES, Candidate, candidate
 from flatwing.compress.divergence import divergence
 from flatwing.compress.explore import TEMPER, Cost, Explored, curve, decide, explore, holding, matrix, spectrum
 from flatwing.compress.plan import Option
@@ -66,6 +66,8 @@ def test_every_layer_has_options_priced_and_measured(
         assert len({o.candidate for o in own.options}) == len(own.options)
         families = {o.candidate.family for o in own.options if o.candidate is not None}
         assert families == {"low_rank", "monarch", "three_factor", "blast"}
+        for name in STRUCTURES:  # each at the mean budget
+            assert candidate(name, m, n).within(0.3 * m * n) in [o.candidate for o in own.options]
         curve_of = sorted((o.cost, o.error) for o in own.options if o.candidate and o.candidate.family == "low_rank")
         assert len(curve_of) >= 4
         assert [e for _, e in curve_of] == sorted((e for _, e in curve_of), reverse=True)

@@ -120,7 +120,7 @@ def test_without_held_out_data_there_is_no_held_out_error() -> None:
 @pytest.mark.parametrize("structure", ["monarch_2x2", "blast_4"])
 def test_the_same_run_gives_the_same_bytes(structure: str) -> None:
     model, batches = language_model()
-    plans = plans_of(model, structure, 0.8)
+    plans = plans_of(model, structure, 0.8)[:6]
     (one, first), (other, second) = (run(model, plans, batches, seed=3) for _ in range(2))
     assert first == second
     for key, tensor in one.state_dict().items():
@@ -146,8 +146,7 @@ class Memory:
         self.kept[name] = copy.deepcopy((layer, result))
 
 
-@pytest.mark.parametrize("limit", [0, 1, 2, 4, 7, 11])
-@pytest.mark.parametrize("anchored", [True, False])
+@pytest.mark.parametrize(("limit", "anchored"), [(1, True), (4, True), (7, True), (4, False)])
 def test_an_interrupted_run_goes_on_to_the_same_result(limit: int, anchored: bool) -> None:
     model, batches = language_model()
     plans = plans_of(model, "low_rank", 0.6)
@@ -206,7 +205,7 @@ def trained(model: nn.Module, steps: int) -> nn.Module:
 
 @pytest.mark.parametrize(
     ("model", "steps", "share"),
-    [(DigitsMLP(width=48, depth=3), 150, 0.2), (DigitsViT(width=16, depth=3, heads=2), 150, 0.4)],
+    [(DigitsMLP(width=48, depth=3), 150, 0.2), (DigitsViT(width=16, depth=3, heads=2), 80, 0.4)],
     ids=["mlp", "vit"],
 )
 def test_anchoring_loses_less_on_data_that_were_not_fitted(model: nn.Module, steps: int, share: float) -> None:
