@@ -19,7 +19,7 @@ from flatwing.nn import StructuredLayer
 transformers = pytest.importorskip("transformers")
 
 QUICK: dict[str, Any] = {"samples": 12, "length": 12, "landmarks": False, "curve": False, "timing": 0.01}
-FEW = ("low_rank", "blast_4")
+FEW = ("low_rank", "monarch_2x2")
 TOKENS = torch.arange(40).reshape(2, 20)
 
 
