@@ -1,6 +1,7 @@
 import importlib.util
 import json
 import pickle
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,8 @@ def test_a_text_may_hold_every_separator_but_the_newline(tmp_path: Path, separat
         ('{"n": 1}', None, r"its texts are: none\. It has no text at all"),
         ('["a"]', None, r"line 1 has no text 'text'"),
         ('{"text": "a"}\n{"text": ', None, r"a\.jsonl, line 2 is not JSON .* Rule: one object per line"),
+        ("[" * 200_000, None, r"a\.jsonl, line 1 is not JSON .* Rule: one object per line"),
+        ('{"text": "a", "n": ' + "1" * 5000 + "}", None, r"a\.jsonl, line 1 is not JSON"),
         ("", None, r"'a\.jsonl' is empty\. Rule: one JSON object"),
         ('{"text": "  "}', None, r"'a\.jsonl' is empty"),
         (b'{"text": "\xff"}', None, r"'a\.jsonl' is not UTF-8 text \(byte 10\)"),
@@ -155,6 +158,17 @@ def test_truncated_archives_are_refused(tmp_path: Path) -> None:
     for cut in (0, 10, len(data) // 2, len(data) - 5):
         with pytest.raises(ValueError, match=r"cannot read 'a\.npz'"):
             read_arrays(write(tmp_path / "a.npz", data[:cut]))
+
+
+def test_a_header_that_claims_more_than_there_is_is_refused(tmp_path: Path) -> None:
+    head = {"descr": "<f8", "fortran_order": False, "shape": (1 << 45,)}  # 256 TiB
+    with (tmp_path / "a.npy").open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, head)
+    with zipfile.ZipFile(tmp_path / "b.npz", "w") as archive:
+        archive.write(tmp_path / "a.npy", "x.npy")
+    for name in ("a.npy", "b.npz"):
+        with pytest.raises(ValueError, match=rf"cannot read '{name}' .* Rule: numbers saved by numpy\.savez"):
+            read_arrays(tmp_path / name)
 
 
 def test_saved_data_sets_name_the_package_they_need(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

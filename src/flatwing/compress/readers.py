@@ -14,6 +14,9 @@ import numpy as np
 TEXTS = (".txt", ".md", ".py", ".rst", ".text", ".html", ".json", ".csv", ".c", ".h", ".js", ".rs")
 LARGEST_TEXT = 64 << 20  # bytes that are read of one text; calibration needs thousands of tokens, not millions
 
+# what numpy raises for bad files; the last two for headers that claim more than there is, or nest without end
+UNREADABLE = (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, MemoryError, RecursionError)
+
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """The arrays of an .npz file by name, or of an .npy file as "x"; never unpickles. Raises `ValueError`."""
@@ -21,7 +24,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         with path.open("rb") as file:  # numpy would leave it open
             loaded = np.load(file, allow_pickle=False)
             arrays = {"x": loaded} if isinstance(loaded, np.ndarray) else {key: loaded[key] for key in loaded.files}
-    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+    except UNREADABLE as error:
         raise ValueError(
             f"cannot read {path.name!r} ({error}). Rule: numbers saved by numpy.savez or numpy.save; pickles are "
             "refused, because reading them runs code."
@@ -81,7 +84,7 @@ def _json_lines(path: Path, field: str | None) -> list[str]:
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:  # the latter from brackets nested without end
             raise ValueError(f"{path.name}, line {number} is not JSON ({error}). Rule: one object per line.") from error
         texts.append(_entry(row, field, f"{path.name}, line {number}"))
     if not any(text.strip() for text in texts):
