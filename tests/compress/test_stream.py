@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-
 from typing_extensions import override
 
 from flatwing.compress.header import DTYPES

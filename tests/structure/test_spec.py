@@ -96,7 +96,7 @@ def test_arguments_are_literals_and_nothing_is_run(argument: str) -> None:
         ("dense(**{'m': 4, 'n': 4})", r"missing a required argument: 'm'"),
         ("monarch(4, 6, blocks=4)", r"blocks=4 does not divide 4 and 6"),
         ("monarch(4.5, 6, blocks=2)", r"'monarch\(4\.5, 6, blocks=2\)': m, n, blocks and rank must be whole numbers"),
-        ("monarch('4', 6, blocks=2)", r"must be whole numbers, got \['4', 6, 2, 1\]"),
+        ("monarch('4', 6, blocks=2)", r"must be whole numbers, got \['4', 6, 2, 2, 1\]"),
         ("(1,2,2)", r"'\(1,2,2\)' is not a pattern\. Rule: four whole numbers"),
         ("(1,2,2,2)(2,3,2,1)", r"factors 0 and 1 do not fit: \(1,2,2,2\) has 4 columns, \(2,3,2,1\) has 6 rows"),
         ("(0,2,2,1)", r"entries >= 1, got a=0"),
