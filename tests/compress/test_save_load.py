@@ -139,6 +139,37 @@ def test_strange_description_is_refused(tmp_path: Path, changes: dict[str, Any],
         flatwing.load(tmp_path / "a")
 
 
+HUGE = {"kind": "chain", "chain": "(1,1,34359738368,1)", "bias": True, "perm_in": True, "perm_out": False}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"architecture": {"kind": "flatwing", "name": "digits-mlp", "config": {"width": 60_000}}}, "the network's is"),
+        (
+            {"architecture": {"kind": "flatwing", "name": "digits-mlp", "config": {"width": 16, "depth": 900}}},
+            "of .* numbers",
+        ),
+        ({"architecture": {"kind": "flatwing", "name": ["digits-mlp"], "config": {}}}, "names no built-in"),
+        ({"architecture": {"kind": "flatwing", "name": "digits-mlp"}}, "names no built-in"),
+        ({"layers": {"layers.1": [1]}}, "something else than an object"),
+        ({"layers": {"layers.1": {"config": HUGE}}}, r"is \(1, 34359738368\), the network's is"),
+    ],
+)
+def test_hostile_description_asks_for_no_memory(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    save(tmp_path / "a", DigitsMLP(width=16))
+    edit(tmp_path / "a", **changes)
+    with pytest.raises(ValueError, match=message):
+        flatwing.load(tmp_path / "a")
+
+
+def test_deep_description_is_refused(tmp_path: Path) -> None:
+    save(tmp_path / "a", DigitsMLP(width=16))
+    (tmp_path / "a" / "flatwing.json").write_text("[" * 200_000)
+    with pytest.raises(ValueError, match=r"is damaged|not readable"):
+        flatwing.load(tmp_path / "a")
+
+
 def test_damaged_directory_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "a"
     save(folder, DigitsMLP(width=16))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -36,14 +38,26 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> nn.Mod
     folder = Path(path)
     description = read_description(folder)
     checkpoint = Checkpoint.open(folder)
+    config = checkpoint.config or {}
+    layers = {name: _config(entry) for name, entry in _mapping(description, "layers").items()}
+    with torch.device("meta"):  # shapes first, memory later: a damaged or hostile description may want any amount
+        outline = skeleton(folder, description["architecture"], config) if model is None else _outline(model)
+    for name, own in layers.items():
+        _place(outline, name, layer_from_config(own, device="meta"), folder)
+    needed = sum(p.numel() for p in outline.parameters())
+    held = sum(math.prod(checkpoint.info(name).shape) for name in checkpoint.names)
+    if needed > 2 * held:  # what is only a little wrong is named below
+        raise ValueError(
+            f"{str(folder)!r} describes a network of {needed:,} numbers and holds {held:,}. "
+            "Rule: files and descriptions of one compression."
+        )
     if model is None:
-        model = skeleton(folder, description["architecture"], checkpoint.config or {})
+        model = skeleton(folder, description["architecture"], config)
     state = {name: checkpoint.tensor(name) for name in checkpoint.names}
     if description.get("quantized"):
         state = restore_state(state, _mapping(description, "tensors"))
-    for name, entry in _mapping(description, "layers").items():
-        layer = layer_from_config(_mapping(entry, "config"))
-        _place(model, name, layer, folder)
+    for name, own in layers.items():
+        _place(model, name, layer_from_config(own), folder)
     _adopt_dtypes(model, state)
     fill(model, state, str(folder))
     return model.eval()
@@ -56,7 +70,7 @@ def read_description(folder: Path) -> dict[str, Any]:
         raise ValueError(f"there is no {str(file)!r}. Rule: a directory that flatwing compress wrote.")
     try:
         description = json.loads(file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{str(file)!r} is damaged ({error}). Rule: as flatwing compress writes it.") from error
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise ValueError(f"{str(file)!r} is not of format {FORMAT!r}. Rule: as flatwing compress writes it.")
@@ -112,6 +126,18 @@ def _adopt_dtypes(model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
                 saved = state.get(f"{prefix}.{key}" if prefix else key)
                 if tensor is not None and saved is not None and saved.dtype != tensor.dtype:
                     tensor.data = tensor.data.to(saved.dtype)
+
+
+def _outline(model: nn.Module) -> nn.Module:
+    """A copy of a network without its values."""
+    bare: dict[int, Any] = {id(p): nn.Parameter(p.detach().to("meta"), requires_grad=False) for p in model.parameters()}
+    return copy.deepcopy(model, bare | {id(b): b.to("meta") for b in model.buffers()})
+
+
+def _config(entry: Any) -> dict[str, Any]:
+    if not isinstance(entry, dict):
+        raise ValueError("flatwing.json describes a layer by something else than an object. Write it again.")
+    return _mapping(entry, "config")
 
 
 def _mapping(entry: Mapping[str, Any], key: str) -> dict[str, Any]:

@@ -128,7 +128,10 @@ def load_transformers(folder: Path, config: dict[str, Any]) -> nn.Module:
 def skeleton(folder: Path, architecture: dict[str, Any], config: dict[str, Any]) -> nn.Module:
     """The untrained dense network that an entry of flatwing.json names; raises `ValueError` if it cannot be built."""
     if architecture.get("kind") == "flatwing":
-        return build_model(architecture["name"], architecture["config"])
+        name, sizes = architecture.get("name"), architecture.get("config")
+        if not isinstance(name, str) or not isinstance(sizes, dict):
+            raise ValueError("flatwing.json names no built-in architecture and its sizes. Write it again.")
+        return build_model(name, sizes)
     if architecture.get("kind") == "transformers":
         cls = transformers_class(config, folder)
         return cls(cls.config_class.from_pretrained(str(folder), local_files_only=True))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cached_property
 from math import isfinite
 from typing import final
 
@@ -17,7 +16,7 @@ class Metric:
     """The norm |E|_C = sqrt(tr(E C E^T)) of an error E = W - W', for inputs with second moments C = E[x x^T].
 
     `covariance` is (n, n), symmetric positive semidefinite; `damp` times its mean diagonal is added to the diagonal, so
-    that directions no sample showed still cost something. Everything is float64.
+    that directions no sample showed still cost something. `root` is the lower triangular L with L L^T = C. All float64.
 
     Raises `ValueError` for a matrix that is not real, square, symmetric, finite or positive, or a negative `damp`.
 
@@ -46,16 +45,12 @@ class Metric:
         self.damp = damp
         self.covariance = (matrix + matrix.mT) / 2
         self.covariance.diagonal().add_(damp * scale)
+        self.root = cholesky(self.covariance)
 
     @classmethod
     def identity(cls, n: int, device: torch.device | str | None = None) -> Metric:
         """All inputs alike: the Frobenius norm."""
         return cls(torch.eye(n, dtype=torch.float64, device=device), damp=0.0)
-
-    @cached_property
-    def root(self) -> Float[torch.Tensor, "n n"]:
-        """Lower triangular L with L L^T = C; C is damped further, tenfold at a time, until it has one."""
-        return cholesky(self.covariance)
 
     def norm(self, error: Float[torch.Tensor, "m n"]) -> float:
         """|E|_C. Cost: m n^2."""
@@ -64,9 +59,9 @@ class Metric:
 
 
 def cholesky(matrix: Float[torch.Tensor, "*batch n n"]) -> Float[torch.Tensor, "*batch n n"]:
-    """Cholesky factors; matrices that rounding left without one get the smallest power-of-ten ridge that gives one."""
+    """Cholesky factors; where rounding left none, of the matrix with a ridge of at most 1e-4 of its size."""
     size = matrix.diagonal(dim1=-2, dim2=-1).abs().mean(-1, keepdim=True)
-    for ridge in (0.0, *(10.0**-k for k in range(14, 0, -1))):
+    for ridge in (0.0, *(10.0**-k for k in range(14, 3, -1))):
         shifted = matrix if not ridge else matrix + torch.diag_embed((ridge * size).expand(matrix.shape[:-1]))
         factor, failed = torch.linalg.cholesky_ex(shifted)
         if not failed.any():
