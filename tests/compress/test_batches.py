@@ -5,7 +5,15 @@ from hypothesis import strategies as st
 
 from flatwing.compress import batches as module
 from flatwing.compress.batch import Batch
-from flatwing.compress.batches import as_batch, row_batches, row_parts, spread_over, text_batches, token_batches
+from flatwing.compress.batches import (
+    as_batch,
+    from_labels,
+    row_batches,
+    row_parts,
+    spread_over,
+    text_batches,
+    token_batches,
+)
 from flatwing.compress.source import Source, from_module
 from flatwing.train import ByteLM
 from strategies import as_user
@@ -24,6 +32,55 @@ def test_parts_are_disjoint_contiguous_and_never_empty(count: int, samples: int)
     assert fit[-1] < heldout[0]
     assert heldout[-1] < test[0]
     assert test[-1] < count
+
+
+@given(st.integers(3, 500), st.integers(1, 200))
+def test_mixed_parts_are_disjoint_and_always_the_same(count: int, samples: int) -> None:
+    with as_user():
+        parts = row_parts(count, samples, mixed=True)
+        again = row_parts(count, samples, mixed=True)
+    numbers = [n for part in parts for n in part.tolist()]
+    assert len(numbers) == len(set(numbers))
+    assert [len(part) for part in parts] == [len(part) for part in row_parts(count, samples)]
+    assert all(torch.equal(one, other) for one, other in zip(parts, again, strict=True))
+
+
+def test_sorted_classes_are_in_every_mixed_part() -> None:
+    labels = torch.arange(10).repeat_interleave(40)
+    for part in row_parts(400, 400, mixed=True):
+        assert set(labels[part].tolist()) == set(range(10))
+        assert part.tolist() == sorted(part.tolist())
+
+
+def named(kind: str, task: str, home: str = "transformers") -> Source:
+    return Source("x", type(kind, (torch.nn.Module,), {})(), task, {"kind": home, "class": kind})
+
+
+IDS = torch.tensor([[3, 4, 5, 6]])
+SHIFTED = torch.tensor([[4, 5, 6, -100]])
+HALF = torch.tensor([[-100, -100, 5, 6]])
+
+
+@pytest.mark.parametrize(
+    ("source", "labels", "wanted"),
+    [
+        (named("LlamaForCausalLM", "lm"), IDS, SHIFTED),
+        (named("GPT2LMHeadModel", "lm"), HALF, torch.tensor([[-100, 5, 6, -100]])),
+        (named("LlamaForCausalLM", "lm"), IDS + 1, SHIFTED + torch.tensor([1, 1, 1, 0])),
+        (named("BertForMaskedLM", "lm"), IDS, IDS),
+        (named("BertForSequenceClassification", "classification"), IDS, IDS),
+        (named("LlamaForCausalLM", "lm"), IDS[:, 1:], IDS[:, 1:]),
+        (named("ByteLM", "lm", "flatwing"), HALF, torch.tensor([[-100, 5, 6, -100]])),
+        (named("ByteLM", "lm", "flatwing"), IDS + 1, IDS + 1),
+    ],
+)
+def test_labels_of_causal_language_models_move_one_place(
+    source: Source, labels: torch.Tensor, wanted: torch.Tensor
+) -> None:
+    assert torch.equal(from_labels(source, IDS, labels), wanted)
+    batch = as_batch({"input_ids": IDS, "labels": labels}, source)
+    assert batch.targets is not None
+    assert torch.equal(batch.targets, wanted)
 
 
 def test_rows_are_taken_at_equal_distances() -> None:

@@ -1,4 +1,6 @@
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,7 @@ import torch
 from torch import nn
 
 from flatwing.compress import Batch, Data, load_data
-from flatwing.compress.calibration import LENGTH
+from flatwing.compress.calibration import LENGTH, by_targets
 from flatwing.compress.source import Source, from_module
 from flatwing.data import python_sources
 from flatwing.train import ByteLM, DigitsMLP
@@ -62,7 +64,93 @@ def test_few_rows_are_split_too(count: int) -> None:
 
 def test_samples_limit_the_rows_that_are_fitted_and_spread_them() -> None:
     fit, _, _ = parts(load_data(network(), numbered(100), samples=5))
-    assert [round(1000 * float(row[0])) for row in fit] == [0, 17, 34, 52, 69]
+    rows = [round(1000 * float(row[0])) for row in fit]
+    assert len(rows) == 5
+    assert rows == sorted(rows)
+    assert rows[0] < 10
+    assert rows[-1] > 90
+
+
+def test_rows_sorted_by_class_are_mixed(tmp_path: Path) -> None:
+    labels = np.arange(10).repeat(30)
+    pairs = [(row[None], torch.tensor([label])) for row, label in zip(numbered(300), labels, strict=True)]
+    arrays = save(tmp_path / "a.npz", x=numbered(300), y=labels)
+    tokens = save(tmp_path / "b.npz", input_ids=np.full((300, 8), 3), y=labels)
+    for source, given in ((network(), arrays), (network(), pairs), (language_model(), tokens)):
+        data = load_data(source, given)
+        for part in (data.fit, data.heldout, data.test):
+            targets = torch.cat([batch.targets for batch in part if batch.targets is not None])
+            assert set(targets.tolist()) == set(range(10))
+    fit, heldout, _ = parts(load_data(network(), numbered(300)))
+    assert float(fit.max()) > float(heldout.min()), "rows of a tensor are mixed, too"
+
+
+def test_running_text_is_not_mixed(tmp_path: Path) -> None:
+    ids = np.arange(200).reshape(50, 4)
+    for given in (save(tmp_path / "a.npz", input_ids=ids), torch.from_numpy(ids), list(torch.from_numpy(ids)[:, None])):
+        fit, heldout, test = parts(load_data(language_model(), given))
+        assert int(fit.max()) < int(heldout.min()) <= int(heldout.max()) < int(test.min())
+
+
+def test_labels_that_repeat_the_tokens_are_those_of_the_next_position(tmp_path: Path) -> None:
+    ids = np.arange(200).reshape(20, 10)
+    arrays = save(tmp_path / "a.npz", input_ids=ids, labels=ids)
+    items = [{"idx": row[None], "labels": row[None]} for row in torch.from_numpy(ids)]
+    model = ByteLM(width=8, depth=1, heads=2, context=16)
+    model.forward = (lambda forward: lambda idx: forward(idx))(model.forward)  # type: ignore[method-assign]
+    for source, given in ((language_model(), arrays), (from_module(model, "lm"), items)):
+        targets = load_data(source, given).fit[0].targets
+        assert targets is not None
+        assert targets[0].tolist() == [*range(1, 10), -100]
+
+
+class Plain(nn.Linear):
+    """A network whose class tells no task."""
+
+
+@pytest.mark.parametrize(
+    ("targets", "task", "word"),
+    [
+        (torch.tensor([0, 4, -100, 2]), "classification", r"was taken for a classifier \(task=classification\)"),
+        (torch.tensor([0, 5, 1, 2]), "other", r"\(4,\) beside outputs \(4, 5\), were not used.*Name the task"),
+        (torch.tensor([0, -1, 1, 2]), "other", "were not used"),
+        (torch.rand(4), "other", "were not used"),
+        (torch.zeros(4, 5, dtype=torch.long), "other", r"\(4, 5\) beside outputs \(4, 5\), were not used"),
+    ],
+)
+def test_targets_tell_the_task_or_that_they_are_not_used(targets: torch.Tensor, task: str, word: str) -> None:
+    source = from_module(Plain(3, 5))
+    given = load_data(source, [(torch.rand(4, 3), targets)] * 3)
+    assert re.search(r"were not used.*Name the task, classification", *given.warnings)
+    found, data = by_targets(source, given)
+    assert found.task == task
+    (warning,) = data.describe(True, [])["warnings"]
+    assert re.search(word, warning)
+    assert data.describe(True, ["few samples"])["warnings"] == [warning, "few samples"]
+
+
+def test_a_task_that_is_known_is_kept_and_no_targets_tell_nothing() -> None:
+    for source, given in (
+        (from_module(Plain(3, 5), "classification"), [(torch.rand(4, 3), torch.tensor([0, 1, 2, 3]))] * 3),
+        (from_module(Plain(3, 5)), torch.rand(9, 3)),
+    ):
+        data = load_data(source, given)
+        assert by_targets(source, data) == (source, data)
+
+
+def test_the_code_of_a_tokenizer_is_not_run_and_nobody_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("transformers")
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("the user was asked"))
+    (tmp_path / "evil.py").write_text("raise SystemExit('the code was run')")
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    settings = {"tokenizer_class": "EvilTok", "auto_map": {"AutoTokenizer": ["evil.EvilTok", None]}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    (tmp_path / "a.txt").write_text("hello " * 100)
+    source = replace(language_model(), folder=tmp_path)
+    with pytest.raises(ValueError, match=r"the tokenizer in .* cannot be used .*code in the directory is not run"):
+        load_data(source, tmp_path / "a.txt")
 
 
 def test_labels_go_with_their_rows(tmp_path: Path) -> None:
@@ -147,7 +235,7 @@ def test_batches_from_python_are_taken_as_they_are() -> None:
     items: list[Any] = [Batch((torch.rand(2, 64),)) for _ in range(10)]
     data = load_data(network(), iter(items))
     assert [len(part) for part in (data.fit, data.heldout, data.test)] == [7, 1, 2]
-    assert data.fit[0] is items[0]
+    assert {id(item) for item in (*data.batches, *data.test)} == {id(item) for item in items}
     assert data.batches == [*data.fit, *data.heldout]
     assert load_data(network(), data) is data
     pairs = load_data(network(), [(torch.rand(2, 64), torch.tensor([1, 2]))] * 3)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
@@ -14,7 +14,8 @@ from torch import nn
 
 from ..data import Splits, chunks, digit_images, python_sources
 from .batch import Batch
-from .batches import as_batch, row_batches, row_parts, spread_over, text_batches, token_batches
+from .batches import as_batch, from_labels, row_batches, row_parts, spread_over, text_batches, token_batches
+from .evaluate import IGNORED
 from .readers import read_arrays, read_texts
 from .source import Source
 
@@ -25,12 +26,16 @@ LENGTH = 512  # longest text by default
 @final
 @dataclass(frozen=True)
 class Data:
-    """Batches to fit on, to choose on (`heldout`) and to report on (`test`), with the words for the report."""
+    """Batches to fit on, to choose on (`heldout`) and to report on (`test`), with the words for the report.
+
+    `warnings` are sentences on how the data were understood.
+    """
 
     fit: list[Batch]
     heldout: list[Batch]
     test: list[Batch]
     source: str
+    warnings: tuple[str, ...] = ()
 
     @property
     def batches(self) -> list[Batch]:
@@ -46,7 +51,7 @@ class Data:
             "tokens": fitted,
             "heldout_tokens": sum(batch.positions for batch in self.heldout),
             "anchored": anchored,
-            "warnings": warnings,
+            "warnings": [*self.warnings, *warnings],
         }
 
 
@@ -68,7 +73,8 @@ def load_data(
 
     At most `samples` rows are fitted, by default 512 texts or 4096 other rows, of `length` tokens where they are
     texts. `field` names the entry of JSONL rows or of an .npz file. Raises `ValueError` for data that are empty, of the
-    wrong field or shape, or that the network cannot take.
+    wrong field or shape, or that the network cannot take. Rows that are not text are mixed before they are split; a
+    warning tells of targets that the network's task has no use for.
     """
     samples = (512 if source.task == "lm" else 4096) if samples is None else samples
     if samples < 1:
@@ -80,12 +86,46 @@ def load_data(
     if isinstance(given, (str, os.PathLike)):
         data = _of_path(source, Path(given), field, samples, length)
     elif given is not None:
-        data = _of_python(given, samples)
+        data = _of_python(source, given, samples)
     else:
         data = _default(source, samples, length)
-    for batch in (data.fit[0], data.test[0]):
-        _try(source.model, batch, data.source)
+    output = _try(source.model, data.fit[0], data.source)
+    _try(source.model, data.test[0], data.source)
+    if source.task == "other" and (targets := data.fit[0].targets) is not None:
+        data = replace(data, warnings=(_unused(targets, output),))
     return data
+
+
+def by_targets(source: Source, data: Data) -> tuple[Source, Data]:
+    """A network whose task no one named, with the task that its targets tell, and the data with a word on that.
+
+    One class index per row beside outputs (rows, classes) means classification. Cost: one forward pass.
+    """
+    targets = data.fit[0].targets
+    if source.task != "other" or targets is None:
+        return source, data
+    with torch.no_grad():
+        logits = data.fit[0].logits(source.model)
+    if not _are_classes(targets, logits):
+        return source, data
+    word = "The targets are one class per row, so this network was taken for a classifier (task=classification)."
+    return replace(source, task="classification"), replace(data, warnings=(word,))
+
+
+def _unused(targets: torch.Tensor, logits: torch.Tensor) -> str:
+    """The warning on targets beside a network of which no one knows what they are for."""
+    hint = "classification" if _are_classes(targets, logits) else "classification or lm"
+    return (
+        f"The targets, {tuple(targets.shape)} beside outputs {tuple(logits.shape)}, were not used: nothing says what "
+        f"they are. Name the task, {hint}, to have the quality measured on them."
+    )
+
+
+def _are_classes(targets: torch.Tensor, logits: torch.Tensor) -> bool:
+    if targets.ndim != 1 or logits.ndim != 2 or len(targets) != len(logits):
+        return False
+    whole = not targets.is_floating_point() and not targets.is_complex() and targets.dtype != torch.bool
+    return whole and bool(((targets == IGNORED) | ((targets >= 0) & (targets < logits.shape[-1]))).all())
 
 
 def _of_splits(splits: Splits[Any], task: str, samples: int, name: str) -> Data:
@@ -134,8 +174,8 @@ def _of_arrays(source: Source, arrays: Mapping[str, np.ndarray], field: str | No
     key = inputs if inputs in ("input_ids", "pixel_values") else None
     if x.is_floating_point():
         x = x.to(next((p.dtype for p in source.model.parameters() if p.is_floating_point()), x.dtype))
-        parts = (row_batches(x[part], None if y is None else y[part], key) for part in row_parts(len(x), samples))
-        return _data(parts, name)
+        rows = row_parts(len(x), samples, mixed=True)
+        return _data((row_batches(x[part], None if y is None else y[part], key) for part in rows), name)
     mask = torch.from_numpy(arrays["attention_mask"]).bool() if "attention_mask" in arrays else None
     if mask is not None and mask.shape != x.shape:
         raise ValueError(
@@ -143,32 +183,36 @@ def _of_arrays(source: Source, arrays: Mapping[str, np.ndarray], field: str | No
         )
     x = x.long()
     _require_vocabulary(source, x, f"{name}[{inputs}]")
+    if y is not None and label == "labels":
+        y = from_labels(source, x, y)
     parts = []
-    for part in row_parts(len(x), samples):
+    for part in row_parts(len(x), samples, mixed=y is not None and y.ndim == 1):  # one label per row: no running text
         parts.append(
             token_batches(source, x[part], None if mask is None else mask[part], None if y is None else y[part])
         )
     return _data(parts, name)
 
 
-def _of_python(given: Any, samples: int) -> Data:
+def _of_python(source: Source, given: Any, samples: int) -> Data:
     """Batches of the user's own: `Batch`es, tensors, tuples of arguments or dictionaries."""
     if isinstance(given, Data):
         return given
     if isinstance(given, torch.Tensor):
         if given.ndim < 2 or len(given) < 3:
             raise ValueError(f"calibration has shape {tuple(given.shape)}. Rule: (rows, ...), at least 3 rows.")
-        return _data((row_batches(given[part]) for part in row_parts(len(given), samples)), "a tensor")
+        mixed = given.is_floating_point()
+        return _data((row_batches(given[part]) for part in row_parts(len(given), samples, mixed)), "a tensor")
     if not isinstance(given, Iterable):
         raise TypeError(
             f"calibration is a {type(given).__name__}. Rule: a path, a tensor of rows, or an iterable of batches."
         )
-    batches = [as_batch(item) for item in given]
+    batches = [as_batch(item, source) for item in given]
     if len(batches) < 3:
         raise ValueError(
             f"calibration has {len(batches)} batches. Rule: at least 3, to fit on, to choose on and to report on."
         )
-    parts = [[batches[i] for i in part.tolist()] for part in row_parts(len(batches), len(batches))]
+    mixed = batches[0].inputs.is_floating_point()
+    parts = [[batches[i] for i in part.tolist()] for part in row_parts(len(batches), len(batches), mixed)]
     return _data(parts, f"{len(batches)} batches from Python")
 
 
@@ -190,7 +234,7 @@ def _default(source: Source, samples: int, length: int | None) -> Data:
         x = torch.cat([digit_images(split)[0] for split in SPLITS])  # without labels: they are not the network's
         channels = getattr(config, "num_channels", 3)
         x = nn.functional.interpolate(x.reshape(-1, 1, 8, 8), size=(image, image)).expand(-1, channels, -1, -1)
-        parts = (row_batches(x[part], None, "pixel_values") for part in row_parts(len(x), samples))
+        parts = (row_batches(x[part], None, "pixel_values") for part in row_parts(len(x), samples, mixed=True))
         return _data(parts, "digits (built-in default)")
     raise ValueError(
         f"there are no default data for {source.name}. Rule: give --calibration FILE (.npz with its inputs), or in "
@@ -205,7 +249,13 @@ def _tokens(source: Source, texts: Sequence[str]) -> torch.Tensor:
     if folder is not None and any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
         from transformers import AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        except (ValueError, OSError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"the tokenizer in {str(folder)!r} cannot be used ({str(error).splitlines()[0]}). Rule: one of "
+                "transformers' own (code in the directory is not run); or give token ids as --calibration ids.npz."
+            ) from error
         ids = tokenizer(joined, add_special_tokens=False, verbose=False)["input_ids"]
         tokens = torch.tensor(ids, dtype=torch.long)
     else:
@@ -243,8 +293,8 @@ def _of_rows(source: Source, tokens: torch.Tensor, samples: int, length: int | N
     return _data(parts, name)
 
 
-def _try(model: nn.Module, batch: Batch, name: str) -> None:
-    """Call the network once, so that data it cannot take are refused before any work."""
+def _try(model: nn.Module, batch: Batch, name: str) -> torch.Tensor:
+    """Call the network once, so that data it cannot take are refused before any work; the outputs."""
     try:
         with torch.no_grad():
             output = batch.logits(model)
@@ -255,3 +305,4 @@ def _try(model: nn.Module, batch: Batch, name: str) -> None:
         ) from error
     if not bool(torch.isfinite(output).all()):
         raise ValueError(f"the network's outputs on {name} are not finite. Rule: a network that works on its data.")
+    return output
