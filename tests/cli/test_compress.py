@@ -14,7 +14,8 @@ from typer.testing import CliRunner, Result
 
 import flatwing
 from flatwing.cli import app
-from flatwing.compress import compress
+from flatwing.cli.compress import show
+from flatwing.compress import Compression, compress
 from flatwing.train import EXAMPLES, DigitsMLP
 
 QUICK = ("--structure", "low_rank", "--no-landmarks", "--no-curve", "--samples", "300")
@@ -94,6 +95,19 @@ def test_dry_run_writes_nothing(model: Path, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     assert run("--example", "digits", tmp_path / "out", *QUICK, "--dry-run").exit_code == 0
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bound_that_is_not_known_is_not_given(capsys: pytest.CaptureFixture[str]) -> None:
+    row = {"name": "a", "shape": [9, 9], "action": "replaced", "structure": "low_rank(rank=2)", "parameters": 36,
+           "dense_parameters": 81, "error": 0.25, "lower_bound": 0.125}  # fmt: skip
+    budget = {"share": 0.4, "unit": "parameters"}
+    for bound, said in ((None, r"0\.2500 +-\s*$"), (0.125, r"0\.2500 +0\.1250\s*$")):
+        layers = [row, {**row, "name": "b", "lower_bound": bound}]
+        show(Compression(None, {"dry_run": True, "layers": layers, "budget": budget}))
+        told = capsys.readouterr()
+        (line,) = [line for line in told.out.splitlines() if line.strip().startswith("b")]
+        assert re.search(said, line)
+        assert ("the predicted error is that of a lower rank" in " ".join(told.err.split())) == (bound is None)
 
 
 def test_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

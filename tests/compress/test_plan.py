@@ -112,11 +112,18 @@ def test_the_hull_lies_below_all_options(drawn: list) -> None:
 
 def test_an_empty_rest_is_spent_on_the_rank_of_the_layer_that_loses_most() -> None:
     thin = Candidate("low_rank", (20, 20), (1, 1), 2)
-    taken = {"a": Option(thin, 80.0, 1.0, 0.4), "b": Option(thin, 80.0, 2.0, 0.5), "dense": Option(None, 400.0, 0.0)}
+    taken = {
+        "a": Option(thin, 80.0, 1.0, 0.4),
+        "b": Option(thin, 80.0, 2.0, 0.5, 0.3),
+        "dense": Option(None, 400.0, 0.0),
+    }
     filled = fill(taken, 605.0, lambda name, c: float(c.parameters))
     assert filled["b"].candidate is not None
     assert filled["b"].candidate.rank == 3
     assert filled["b"].cost == 120
+    assert filled["b"].error == 0.5
+    assert filled["b"].bound is None, "that of the smaller rank may be above the error of the larger one"
+    assert Option.from_dict(filled["b"].to_dict()) == filled["b"]
     assert filled["a"] == taken["a"]
     assert filled["dense"] == taken["dense"]
     assert taken["b"].cost == 80, "what was given stays as it was"

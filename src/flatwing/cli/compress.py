@@ -132,6 +132,11 @@ def show(done: Compression) -> None:
         stdout().print(plan_table(done.layers))
         kept = done.result["budget"]
         note(f"{kept['share']:.1%} of the {kept['unit']} of these layers would be kept; nothing was written.")
+        if any(row["action"] == "replaced" and row["lower_bound"] is None for row in done.layers):
+            note(
+                "Where the bound is -, what was left of the budget raised the rank: "
+                "the predicted error is that of a lower rank."
+            )
         return
     measured = (done.metrics.get("before") or {}).get("flops") is not None  # weights alone cannot be run
     stdout().print(metrics_table(done.metrics) if measured else plan_table(done.layers))
@@ -172,7 +177,11 @@ def metrics_table(metrics: dict[str, Any]) -> Table:
 
 
 def plan_table(layers: list[dict[str, Any]]) -> Table:
-    """One row per layer: structure, parameters, predicted error and bound."""
+    """One row per layer: structure, parameters, predicted error and bound, "-" where one is not known."""
+
+    def told(value: float | None) -> str:
+        return "-" if value is None else f"{value:.4f}"
+
     table = Table(box=box.SIMPLE_HEAD, padding=0)
     for column in ("layer", "size", "structure", "parameters", "share", "predicted error", "bound"):
         table.add_column(column, justify="left" if column in ("layer", "size", "structure") else "right")
@@ -182,6 +191,6 @@ def plan_table(layers: list[dict[str, Any]]) -> Table:
             continue
         m, n = row["shape"]
         share = row["parameters"] / row["dense_parameters"]
-        error, bound = f"{row['error'] or 0:.4f}", f"{row['lower_bound'] or 0:.4f}"
+        error, bound = told(row["error"]), told(row["lower_bound"])
         table.add_row(row["name"], f"{m}x{n}", row["structure"], f"{row['parameters']:,}", f"{share:.1%}", error, bound)
     return table

@@ -12,13 +12,16 @@ from .candidates import Candidate
 @final
 @dataclass(frozen=True)
 class Option:
-    """One thing that can be done to a layer: what it costs, and what it is predicted to do to the outputs."""
+    """One thing that can be done to a layer: what it costs, and what it is predicted to do to the outputs.
+
+    `bound`, below which no error of this structure can be, is None where it was not computed.
+    """
 
     candidate: Candidate | None  # None: the layer stays dense
     cost: float
     loss: float
     error: float = 0.0
-    bound: float = 0.0
+    bound: float | None = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -33,14 +36,17 @@ class Option:
 @final
 @dataclass(frozen=True)
 class LayerPlan:
-    """The decision for one layer. Errors are relative, in the norm of the data; `loss` is a divergence."""
+    """The decision for one layer. Errors are relative, in the norm of the data; `loss` is a divergence.
+
+    `bound` is None where the rank was raised after the errors were measured: `error` is then that of a smaller rank.
+    """
 
     name: str
     shape: tuple[int, int]
     candidate: Candidate | None
     parameters: int
     error: float
-    bound: float
+    bound: float | None
     loss: float
     sensitivity: float
     spectrum: tuple[float, ...] = ()
@@ -109,7 +115,10 @@ def _gain(a: Option, b: Option) -> float:
 
 
 def fill(taken: dict[str, Option], budget: float, cost: Callable[[str, Candidate], float]) -> dict[str, Option]:
-    """Spend what is left of the budget on the ranks of the layers that lose most, without crossing it."""
+    """Spend what is left of the budget on the ranks of the layers that lose most, without crossing it.
+
+    A raised rank keeps the error of the smaller one, the most it should be, and has no bound (None).
+    """
     result = dict(taken)
     left = budget - sum(option.cost for option in result.values())
     for name, option in sorted(taken.items(), key=lambda item: (-item[1].loss, item[0])):
@@ -124,5 +133,5 @@ def fill(taken: dict[str, Option], budget: float, cost: Callable[[str, Candidate
         price = cost(name, wider)
         if price - option.cost <= left:
             left -= price - option.cost
-            result[name] = Option(wider, price, option.loss, option.error, 0.0)
+            result[name] = Option(wider, price, option.loss, option.error, None)
     return result
