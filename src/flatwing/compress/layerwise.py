@@ -10,7 +10,8 @@ from typing import Any, Protocol, final, runtime_checkable
 import torch
 from torch import nn
 
-from ..nn import LinearInfo, replace_module
+from ..factorize import Metric
+from ..nn import LinearInfo, StructuredLayer, replace_module
 from .batch import Batch
 from .candidates import make_layer
 from .explore import matrix
@@ -19,15 +20,19 @@ from .plan import LayerPlan
 from .walk import Walk
 
 TRUST = (1.0, 0.75, 0.5, 0.25, 0.0)  # shares of the anchored correction; held-out data choose
+TINY = 1e-300  # instead of a norm of zero
 
 
 @final
 @dataclass(frozen=True)
 class LayerResult:
-    """What became of one layer; all errors are relative.
+    """What became of one layer; all errors are relative and those of the layer as it is kept, in its dtype.
 
-    `error` and `lower_bound` are in the norm of the data, `heldout_error` in that of data that were not fitted,
-    `unweighted_error` in the Frobenius norm. `trust` is the share of the anchored correction that held-out data kept.
+    `error`, `heldout_error` and `lower_bound` are against the target that was fitted: the layer's own matrix and, in an
+    anchored run, what makes up for the errors before it. `error` and `lower_bound` are in the norm of the data,
+    `heldout_error` in that of data that were not fitted, damped as much. `unweighted_error` is against the layer's own
+    matrix in the Frobenius norm; it is above 0 for a layer that stayed dense and was fitted to its new inputs. `trust`
+    is the share of the anchored correction that held-out data kept.
     """
 
     name: str
@@ -110,25 +115,49 @@ def _fit(
     W, metric = target.matrix, target.metric
     m, n = layer.out_features, layer.in_features
     if plan.candidate is None:
-        made, error, bound, unweighted, structure = _dense(layer, target), 0.0, 0.0, 0.0, "dense"
-        approximation = W
+        made, bound, structure, count = _dense(layer, W), 0.0, "dense", m * n
     else:
         fit = plan.candidate.fit(W, metric, seed=seed)
-        approximation = fit.structure.dense()
-        made = make_layer(fit, target.bias(approximation), layer.weight.dtype).to(layer.weight.device)
-        error, bound, unweighted, structure = fit.error, fit.lower_bound, fit.unweighted_error, str(plan.candidate)
+        made = make_layer(fit, target.bias(W), layer.weight.dtype).to(layer.weight.device)
+        bound, structure, count = fit.lower_bound, str(plan.candidate), plan.candidate.parameters
+    kept = _kept(made, layer)
+    if (bias := target.bias(kept)) is not None:
+        with torch.no_grad():  # of the matrix that is kept: rounding it must not move the mean of the outputs
+            made.get_parameter("bias").copy_(bias)
     made.train(layer.module.training)
     for parameter in made.parameters():
         parameter.requires_grad_(layer.weight.requires_grad)
-    if heldout.samples:
-        outside = heldout.covariance(layer.bias is not None)
-        heldout_error = _norm(W - approximation, outside) / max(_norm(W, outside), 1e-300)
-    else:
-        heldout_error = float("nan")
-    count = m * n if plan.candidate is None else plan.candidate.parameters
+    error = metric.norm(W - kept) / max(metric.norm(W), TINY)
+    own = matrix(layer)
     return made, LayerResult(
-        layer.name, structure, count, m * n, error, heldout_error, bound, unweighted, trust, moments.samples
+        name=layer.name,
+        structure=structure,
+        parameters=count,
+        dense_parameters=m * n,
+        error=error,
+        heldout_error=_heldout_error(W, kept, metric, heldout, layer.bias is not None),
+        lower_bound=min(bound, error),  # which rounding may lift above the best error there is
+        unweighted_error=float((own - kept).norm() / own.norm().clamp_min(TINY)),
+        trust=trust,
+        samples=moments.samples,
     )
+
+
+def _heldout_error(W: torch.Tensor, kept: torch.Tensor, metric: Metric, heldout: Moments, centred: bool) -> float:
+    """Relative error in the norm of other data, with the ridge of the fitted ones: directions they lack cost as much."""
+    if not heldout.samples:
+        return float("nan")
+    covariance = heldout.covariance(centred).clone()
+    covariance.diagonal().add_(metric.covariance.diagonal().mean() * metric.damp / (1 + metric.damp))
+    return _norm(W - kept, covariance) / max(_norm(W, covariance), TINY)
+
+
+def _kept(made: nn.Module, layer: LinearInfo) -> torch.Tensor:
+    """The matrix (m, n) of a new layer as it is kept: after rounding to its dtype."""
+    if isinstance(made, StructuredLayer):
+        return copy.deepcopy(made).double().dense().detach().cpu()
+    weight = made.get_parameter("weight").detach().double().cpu()
+    return weight.mT if layer.transposed else weight
 
 
 def _trusted(layer: LinearInfo, moments: Moments, heldout: Moments) -> tuple[Target, float]:
@@ -145,14 +174,12 @@ def _trusted(layer: LinearInfo, moments: Moments, heldout: Moments) -> tuple[Tar
     return replace(target, matrix=W + share * correction), share
 
 
-def _dense(layer: LinearInfo, target: Target) -> nn.Module:
-    """The layer itself, with the weight and bias of the target."""
+def _dense(layer: LinearInfo, W: torch.Tensor) -> nn.Module:
+    """The layer itself, with another matrix."""
     made = copy.deepcopy(layer.module)
     weight = made.get_parameter("weight")
     with torch.no_grad():
-        (weight.mT if layer.transposed else weight).copy_(target.matrix)
-        if (bias := target.bias(target.matrix)) is not None:
-            made.get_parameter("bias").copy_(bias)
+        (weight.mT if layer.transposed else weight).copy_(W)
     return made
 
 
