@@ -10,7 +10,7 @@ from flatwing import Chain
 from flatwing.compress import heal
 from flatwing.compress.batch import Batch
 from flatwing.compress.divergence import divergence
-from flatwing.compress.heal import _call
+from flatwing.compress.heal import _call, _round_into
 from flatwing.nn import StructuredLinear, linear_layers, replace_module
 from flatwing.train import ByteLM, DigitsMLP
 
@@ -65,6 +65,57 @@ def test_healing_never_leaves_the_model_worse(pair: tuple) -> None:
     heal(model, original, batches, heldout, "lm", steps=6, lr=1.0)
     assert kl(original, model, heldout) == before
     assert all(torch.equal(tensor, start[key]) for key, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("match", ["outputs", "layers"])
+def test_half_precision_heals_in_single(pair: tuple, dtype: torch.dtype, match: str) -> None:
+    original, model, batches, heldout = pair
+    original, half = original.to(dtype), copy.deepcopy(model).to(dtype)
+    before = kl(original, half, heldout)
+    heal(half, original, batches, heldout, "lm", steps=30, lr=3e-3, match=match)
+    single = copy.deepcopy(model).to(dtype).float()
+    heal(single, original, batches, heldout, "lm", steps=30, lr=3e-3, match=match)
+    assert {p.dtype for p in half.parameters()} == {dtype}
+    assert all(p.requires_grad for p in half.parameters())
+    assert kl(original, half, heldout) < 0.95 * before
+    for key, tensor in single.state_dict().items():
+        assert torch.equal(half.state_dict()[key], tensor.to(dtype)), "the healed copy, rounded once"
+
+
+def test_real_inputs_in_half_precision_heal_too() -> None:
+    original = nn.Sequential(nn.Linear(6, 6), nn.GELU(), nn.Linear(6, 3)).bfloat16()
+    model = damaged(original)
+    batch = Batch((torch.randn(100, 6).bfloat16(),))
+    with torch.no_grad():
+        before = float(divergence(batch.logits(original), batch.logits(model), batch, "other").mean())
+    heal(model, original, [batch], [batch], "other", steps=40, lr=1e-2)
+    with torch.no_grad():
+        after = float(divergence(batch.logits(original), batch.logits(model), batch, "other").mean())
+    assert after < 0.9 * before
+
+
+def test_what_rounding_makes_no_better_is_not_kept() -> None:
+    model = nn.Sequential(nn.Linear(2, 2)).bfloat16()
+    start, healed = copy.deepcopy(model.state_dict()), copy.deepcopy(model).float()
+    with torch.no_grad():
+        healed[0].weight += 1.0  # type: ignore[operator]
+    scores = iter([0.5, 0.5, 0.5, float("nan"), 0.5, 0.4])
+    for kept in (False, False, True):
+        _round_into(model, healed, lambda _: next(scores))
+        assert all(torch.equal(tensor, start[key]) for key, tensor in model.state_dict().items()) != kept
+    assert model[0].weight.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_where_training_diverges_the_weights_are_as_they_were(pair: tuple, dtype: torch.dtype) -> None:
+    original, model, batches, heldout = pair
+    original, model = original.to(dtype), model.to(dtype)
+    start = copy.deepcopy(model.state_dict())
+    with pytest.raises(FloatingPointError, match=r"(loss|norm|score) is (nan|inf) at step"):
+        heal(model, original, batches, heldout, "lm", steps=12, lr=1e30, optimizer="SGD")
+    assert all(torch.equal(tensor, start[key]) for key, tensor in model.state_dict().items())
+    assert all(p.requires_grad for p in model.parameters())
 
 
 def test_matching_layers_lowers_the_errors_of_the_blocks(pair: tuple) -> None:

@@ -186,8 +186,8 @@ def test_the_unweighted_error_is_against_the_matrix_of_the_user(dtype: torch.dty
     model = Biased().to(dtype)
     batches = [Batch((torch.randn(400, 12).to(dtype) + 1,)) for _ in range(3)]
     one = LayerPlan("one", (12, 12), Candidate("low_rank", (12, 12), (1, 1), 2), 48, 0.0, 0.0, 0.0, 0.0)
-    for candidate, least in ((None, 0.01), (Candidate("low_rank", (12, 12), (1, 1), 5), 0.1)):
-        plans = [one, LayerPlan("two", (12, 12), candidate, 144, 0.0, 0.0, 0.0, 0.0)]
+    for chosen, least in ((None, 0.01), (Candidate("low_rank", (12, 12), (1, 1), 5), 0.1)):
+        plans = [one, LayerPlan("two", (12, 12), chosen, 144, 0.0, 0.0, 0.0, 0.0)]
         compressed, results = run(model, plans, batches)
         for result in results:
             W, kept = matrix(model.get_submodule(result.name)), matrix(compressed.get_submodule(result.name))

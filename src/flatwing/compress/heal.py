@@ -6,6 +6,7 @@ import copy
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from .trace import evaluating
 from .walk import find_trunk
 
 LOSSES = ("outputs", "layers")
+HALF = (torch.float16, torch.bfloat16)
 POSITIONS = 2048  # that one step takes at least, in ROWS rows: texts have many positions, images one
 ROWS = (16, 64)
 CHECKS = 10  # times that held-out data are looked at
@@ -51,7 +53,11 @@ def heal(
     added, relative to its size. Warm-up and cosine; everything but embeddings is trained. The start is scored too, so
     healing never leaves the model worse on held-out data. With `checkpoint`, a file, an interrupted run goes on.
 
-    Raises `ValueError` for unknown names and networks without blocks to match. Cost per step: one forward pass of the
+    Where weights are in half precision, a copy in float32 is trained, for small steps would be rounded away; it is then
+    rounded into the model, unless that makes the model worse than it was. The original answers as it is.
+
+    Raises `ValueError` for unknown names and networks without blocks to match, and `FloatingPointError` where training
+    diverges; the weights are then as they were. Cost per step: one forward pass of the
     original, forward and backward of the model; `gradient_checkpointing` keeps only the blocks' inputs, at one more
     forward pass.
     """
@@ -61,7 +67,10 @@ def heal(
     trunk = find_trunk(model, layers, batches[0]) if match == "layers" or gradient_checkpointing else None
     if trunk is None and match == "layers":
         raise ValueError("match='layers' needs a network of equal blocks, and none were found. Take match='outputs'.")
-    frozen = _freeze_embeddings(model)
+    before = {key: tensor.detach().clone() for key, tensor in model.state_dict().items()}
+    rounded = any(tensor.dtype in HALF for tensor in before.values())
+    student = copy.deepcopy(model)._apply(_single) if rounded else model
+    frozen = _freeze_embeddings(student)
     rows = [(i, j) for i, batch in enumerate(batches) for j in range(len(batch.inputs))]
 
     def draw(step: int, generator: torch.Generator) -> Batch:
@@ -72,10 +81,13 @@ def heal(
         picked = torch.randperm(len(batch.inputs), generator=generator)[:count]
         return select(batch, picked)
 
-    def loss(student: nn.Module, batch: Batch) -> torch.Tensor:
+    def own_batch(network: nn.Module, batch: Batch) -> Batch:
+        return _in_single(batch) if rounded and network is student else batch
+
+    def loss(network: nn.Module, batch: Batch) -> torch.Tensor:
         with torch.no_grad():
             wanted, states = _call(original, batch, trunk if match == "layers" else None)
-        output, own = _call(student, batch, trunk if match == "layers" else None)
+        output, own = _call(network, own_batch(network, batch), trunk if match == "layers" else None)
         value = divergence(wanted, output, batch, task).mean()
         for a, b in zip(states, own, strict=True):
             value = value + (a - b).float().square().mean() / a.float().square().mean() / len(states)
@@ -83,14 +95,17 @@ def heal(
 
     some = until(heldout, SCORED)
 
-    def score(student: nn.Module) -> float:
-        parts = [divergence(b.logits(original), b.logits(student), b, task).double() for b in some]
+    def score(network: nn.Module) -> float:
+        parts = [divergence(b.logits(original), own_batch(network, b).logits(network), b, task).double() for b in some]
         return float(torch.cat(parts).mean())
 
     try:
-        with evaluating(original, model), _recomputing(model, trunk if gradient_checkpointing else None):
-            return fit(
-                model,
+        with (
+            evaluating(original, model, student),
+            _recomputing(student, trunk if gradient_checkpointing else None),
+        ):
+            metrics = fit(
+                student,
                 draw,
                 steps=steps,
                 lr=lr,
@@ -105,9 +120,39 @@ def heal(
                 checkpoint=checkpoint,
                 progress=progress,
             )
+            if rounded:
+                _round_into(model, student, score)
+            return metrics
+    except FloatingPointError:
+        model.load_state_dict(before)
+        raise
     finally:
         for parameter in frozen:
             parameter.requires_grad_(True)
+
+
+def _round_into(model: nn.Module, healed: nn.Module, score: Callable[[nn.Module], float]) -> None:
+    """Copy the healed weights in the dtypes of the model, if they are better there than those that it has."""
+    before = {key: tensor.detach().clone() for key, tensor in model.state_dict().items()}
+    with torch.no_grad():
+        worst = score(model)
+        model.load_state_dict(healed.state_dict())  # which rounds
+        if not score(model) < worst:
+            model.load_state_dict(before)
+
+
+def _single(x: torch.Tensor) -> torch.Tensor:
+    return x.float() if x.dtype in HALF else x
+
+
+def _in_single(batch: Batch) -> Batch:
+    """The batch with inputs in float32 where they are in half precision."""
+
+    def turn(x: Any) -> Any:
+        return _single(x) if isinstance(x, torch.Tensor) else x
+
+    kwargs = {name: turn(value) for name, value in batch.kwargs.items()}
+    return replace(batch, args=tuple(turn(x) for x in batch.args), kwargs=kwargs)
 
 
 def best_rate(model: nn.Module, original: nn.Module, *args: Any, steps: int, **kwargs: Any) -> float:

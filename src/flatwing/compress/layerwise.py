@@ -144,7 +144,7 @@ def _fit(
 
 
 def _heldout_error(W: torch.Tensor, kept: torch.Tensor, metric: Metric, heldout: Moments, centred: bool) -> float:
-    """Relative error in the norm of other data, with the ridge of the fitted ones: directions they lack cost as much."""
+    """Relative error in the norm of other data, with the ridge of the fitted ones: what they lack costs as much."""
     if not heldout.samples:
         return float("nan")
     covariance = heldout.covariance(centred).clone()
