@@ -72,3 +72,22 @@ def test_other_tasks_are_judged_by_what_is_known() -> None:
     assert better_choice([row("int8", 9), row("flatwing", 9)], "bytes") is None
     assert better_choice([row("int8", 9, loss=1.0)], "bytes") is None
     assert better_choice([row("plain SVD", 9, loss=0.5), row("flatwing", 9, loss=1.0)], "bytes") is None
+
+
+def test_the_row_that_is_written_is_the_one_to_compare_with() -> None:
+    rows = [
+        row("int8", 900, loss=1.4),
+        row("flatwing", 1_000, loss=1.5),
+        row("flatwing + int8", 300, loss=1.5),
+        row("flatwing, multiplied out", 4_000, loss=1.5),
+    ]
+    assert better_choice(rows, "bytes", "flatwing + int8") is None, "int8 alone is three times as large"
+    rows[0]["bytes"] = 305
+    sentence = better_choice(rows, "bytes", "flatwing + int8")
+    assert sentence is not None
+    assert sentence.endswith("loss 1.4000 in 305 B, against 1.5000 in 300 B.")
+    for goal in ("bytes", "flops"):
+        sentence = better_choice(rows, goal, "flatwing, multiplied out")
+        assert sentence is not None
+        assert "against 1.5000 in 4 kB" in sentence
+        assert "saves no arithmetic" not in sentence

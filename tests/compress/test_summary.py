@@ -31,8 +31,10 @@ LAYERS = [
 ]
 
 
-def words(task: str, found: dict, *, layers: list = LAYERS, better: str | None = None, steps: int = 0) -> list[str]:
-    return summarize("net", task, 0.5, "parameters", found, layers, [], better, ["a warning."], steps)
+def words(
+    task: str, found: dict, *, layers: list = LAYERS, better: str | None = None, steps: int = 0, densified: bool = False
+) -> list[str]:
+    return summarize("net", task, 0.5, "parameters", found, layers, [], better, ["a warning."], steps, densified)
 
 
 def test_what_was_done_and_gained_is_said_in_numbers() -> None:
@@ -99,3 +101,36 @@ def test_nothing_replaced_is_said_plainly() -> None:
         "net stays as it is: within this budget every layer is kept dense, and nothing is lost.",
         "a warning.",
     ]
+
+
+def test_int8_is_what_is_told_where_int8_is_written() -> None:
+    numbers = {"before": metrics(1.5, 1_000_000), "compressed": metrics(1.6, 500_000), "healed": metrics(1.52, 500_000)}
+    numbers["quantized"] = {**metrics(1.75, 500_000), "bytes": 500_000, "latency": []}
+    found = words("lm", numbers, steps=9)
+    assert "Linear parameters fall from 1,000,000 to 500,000 (2.0x)" in found[1]
+    assert "the file with int8 from 4.00 MB to 500.00 kB" in found[1]
+    assert found[1].endswith("it runs as fast at batch 1.")
+    assert found[2].endswith(
+        "to 1.6000 ± 0.0010, after 9 steps of healing to 1.5200 ± 0.0010, and with int8 to 1.7500 ± 0.0010."
+    )
+    assert found[3].startswith("Next: heal longer"), "the loss is that with int8"
+    for each in numbers.values():
+        each["loss"] = None
+    numbers["healed"]["agreement"], numbers["quantized"]["agreement"] = {"kl": estimate(0.1)}, {"kl": estimate(0.2)}
+    assert "Against the original on held-out data: KL divergence 0.2 nats." in words("lm", numbers)
+
+
+def test_int8_loses_something_even_where_nothing_is_replaced() -> None:
+    numbers = {"before": metrics(1.5, 1000), "compressed": metrics(1.5, 1000)}
+    numbers["quantized"] = {**metrics(1.6, 1000), "bytes": 1000, "latency": []}
+    found = words("lm", numbers, layers=[layer("dense", "kept")])
+    assert found[0].endswith("kept dense. Its matrices are rounded to int8: the file goes from 4.00 kB to 1.00 kB.")
+    assert "and with int8 to 1.6000" in found[1]
+    assert not any("nothing is lost" in sentence for sentence in found)
+
+
+def test_a_file_that_is_multiplied_out_is_as_large_as_the_original() -> None:
+    found = words("lm", {"before": metrics(1.5, 1000), "compressed": metrics(1.6, 500, ms=1.0)}, densified=True)
+    assert "the file is as large as the original, 4.00 kB, and takes as many operations" in found[1]
+    assert found[1].endswith("Without densify it has 2.0x fewer linear parameters, in 2.00 kB.")
+    assert not any("as fast" in sentence or "fall from" in sentence for sentence in found)

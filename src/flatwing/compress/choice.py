@@ -7,18 +7,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 QUANTIZATION = ("int8", "int4")
-OURS = ("flatwing + heal", "flatwing")  # the one that the user gets comes first
+BOTH, DENSIFIED = "flatwing + int8", "flatwing, multiplied out"
+OURS = ("flatwing + heal", "flatwing")  # the first of them is what the user gets, unless another row is named
 QUALITY = {"accuracy": "accuracy", "loss": "loss", "agreement_kl": "divergence"}  # the first one that is known decides
 SAME = 1.02  # of bytes: the header of a file may not decide
 
 
-def better_choice(rows: Sequence[Mapping[str, Any]], goal: str) -> str | None:
+def better_choice(rows: Sequence[Mapping[str, Any]], goal: str, written: str | None = None) -> str | None:
     """A sentence with numbers if quantization alone is as good as our row, and not larger; None otherwise.
 
-    Our row is "flatwing + heal" where there is one, or else "flatwing". Quality is the accuracy, or else the loss, or
-    else the divergence from the original. Up to one standard error of the difference counts as good as ours (then the
-    sentence says so), and so do 2 % of the bytes. `goal` is the unit of the budget: quantization saves no arithmetic,
-    and for "flops" and "latency" the sentence says that as well.
+    Our row is the one called `written`; by default "flatwing + heal" where there is one, or else "flatwing". Quality is
+    the accuracy, or else the loss, or else the divergence from the original. Up to one standard error of the difference
+    counts as good as ours (then the sentence says so), and so do 2 % of the bytes. `goal` is the unit of the budget:
+    quantization saves no arithmetic, and for "flops" and "latency" the sentence says that as well.
 
     >>> row = {"loss": None, "agreement_kl": None}
     >>> better_choice([{**row, "name": "int8", "accuracy": {"value": 0.97}, "bytes": 100_000},
@@ -26,7 +27,7 @@ def better_choice(rows: Sequence[Mapping[str, Any]], goal: str) -> str | None:
     'For a small file, int8 alone is the better choice here: accuracy 97.0 % in 100 kB, against 95.0 % in 120 kB.'
     """
     named = {row["name"]: row for row in rows}
-    own = next((named[name] for name in OURS if name in named), None)
+    own = next((named[name] for name in ((written,) if written else OURS) if name in named), None)
     key = next((key for key in QUALITY if own and _value(own, key) is not None), None)
     if own is None or key is None:
         return None
@@ -53,10 +54,10 @@ def better_choice(rows: Sequence[Mapping[str, Any]], goal: str) -> str | None:
         f"{start}, {best['name']} alone {claim}: {_quality(best, key)} in {_bytes(best)}, "
         f"against {_quality(own, key, named=False)} in {_bytes(own)}."
     )
-    if goal in ("flops", "latency"):
+    if goal in ("flops", "latency") and written != DENSIFIED:
         sentence += " It saves no arithmetic, which is what structure is for."
-    both = named.get("flatwing + int8")
-    if both is not None and both["bytes"] < best["bytes"] and _value(both, key) is not None:
+    both = named.get(BOTH)
+    if both is not None and both is not own and both["bytes"] < best["bytes"] and _value(both, key) is not None:
         sentence += f" Smaller still are both together: {_quality(both, key)} in {_bytes(both)}."
     return sentence
 

@@ -17,12 +17,14 @@ from torch import nn
 
 from ..core import replacing
 from ..report import write as write_report
-from .landmarks import better_choice
+from .choice import BOTH, DENSIFIED, better_choice
 from .layerwise import LayerResult
 from .pipeline import Pipeline
 from .plan import LayerPlan
 from .save import card, save_model, write_json
 from .summary import summarize
+
+REFITTED = 1e-6  # relative change of a matrix above which a layer that stayed dense is another one than before
 
 
 def make_record(
@@ -33,7 +35,12 @@ def make_record(
     metrics: dict[str, Any],
     rate: float,
 ) -> dict[str, Any]:
-    """result.json: everything that the report shows."""
+    """result.json: everything that the report shows.
+
+    `error`, `heldout_error` and `lower_bound` of a layer are against the target that it was fitted to, which in an
+    anchored run makes up for the errors before it; `unweighted_error` is against the layer's own matrix. The summary
+    is about the network that is written: rounded to int8 or multiplied out where that was asked for.
+    """
     options, source, data = pipeline.options, pipeline.source, pipeline.data
     done = {result.name: result for result in results or ()}
     layers = [_row(plan, done.get(plan.name)) for plan in plans]
@@ -75,25 +82,33 @@ def make_record(
     if metrics["healed"] is not None:
         own.append(_landmark("flatwing + heal", metrics["healed"], f"{options.heal} steps of distillation"))
     if metrics["quantized"] is not None:
-        own.append(_landmark("flatwing + int8", metrics["quantized"], "structure, healed if asked, then int8"))
+        own.append(_landmark(BOTH, metrics["quantized"], "structure, healed if asked, then int8"))
+    written = None
+    if options.quantize is not None:
+        written = BOTH
+    elif options.densify:
+        written = DENSIFIED
+        dense = {key: metrics["before"][key] for key in ("bytes", "parameters", "flops")}
+        own.append(_landmark(DENSIFIED, {**last, **dense}, "as it is written: an ordinary dense checkpoint"))
     record["landmarks"] = [*rows, *own]
     record["curve"] = pipeline.curve(kept / pipeline.dense_cost, metrics["compressed"])
     if metrics["healed"] is not None:
         settings = {name: getattr(options, name) for name in ("optimizer", "match", "precision")}
         seconds = pipeline.seconds.get("healed")
         record["heal"] = {"steps": options.heal, "lr": rate, "seconds": seconds, **settings}
-    better = better_choice(record["landmarks"], options.unit) if share < 1 else None
+    better = better_choice(record["landmarks"], options.unit, written) if share < 1 else None
     record["summary"] = summarize(
         source.name,
         source.task,
         kept / pipeline.dense_cost,
         options.unit,
-        {**metrics, "compressed": metrics["compressed"], "healed": metrics["healed"] and last},
+        {**metrics, "quantized": metrics["quantized"] if written == BOTH else None},
         layers,
         record["landmarks"],
         better,
         calibration["warnings"],
         options.heal,
+        options.densify,
     )
     return record
 
@@ -109,11 +124,14 @@ def _row(plan: LayerPlan, result: LayerResult | None) -> dict[str, Any]:
     candidate = plan.candidate
     chain = None if candidate is None or candidate.chain is None else [list(pattern) for pattern in candidate.chain]
     kind = "dense" if candidate is None else "blast" if chain is None else "chain"
+    kept = "worth its size"
+    if result is not None and result.unweighted_error > REFITTED:
+        kept += ", re-fitted to its new inputs"
     return {
         "name": plan.name,
         "shape": list(plan.shape),
         "action": "kept" if candidate is None else "replaced",
-        "reason": "worth its size" if candidate is None else None,
+        "reason": kept if candidate is None else None,
         "structure": plan.structure,
         "kind": kind,
         "chain": chain,

@@ -11,40 +11,61 @@ Numbers = Mapping[str, Any]
 
 def summarize(
     name: str, task: str, share: float, unit: str, metrics: Mapping[str, Numbers | None], layers: Sequence[Numbers],
-    rows: Sequence[Numbers], better: str | None, warnings: Sequence[str], heal_steps: int,
+    rows: Sequence[Numbers], better: str | None, warnings: Sequence[str], heal_steps: int, densified: bool = False,
 ) -> list[str]:  # fmt: skip
-    """Sentences for the report, the README of the output and the terminal. A better choice is said first."""
-    before, final = metrics["before"], metrics.get("healed") or metrics["compressed"]
+    """Sentences for the report, the README of the output and the terminal. A better choice is said first.
+
+    All are about the network that was written: `metrics` has "quantized" only if that one was, and a `densified` one
+    is multiplied out again.
+    """
+    before, int8 = metrics["before"], metrics.get("quantized")
+    structured = metrics.get("healed") or metrics["compressed"]
+    final = int8 or structured
     assert before is not None
+    assert structured is not None
     assert final is not None
+    lost = _lost(task, before, metrics["compressed"] or structured, metrics.get("healed"), int8, heal_steps)
     replaced = [layer for layer in layers if layer["action"] == "replaced"]
     sentences = [better] if better else []
+    size = f"from {_bytes(before['bytes'])} to {_bytes(final['bytes'])}"
     if not replaced:
-        return [f"{name} stays as it is: within this budget every layer is kept dense, and nothing is lost.", *warnings]
+        kept = "stays as it is: within this budget every layer is kept dense"
+        if int8 is None:
+            return [f"{name} {kept}, and nothing is lost.", *warnings]
+        sentences += [f"{name} {kept}. Its matrices are rounded to int8: the file goes {size}.", lost]
+        return [sentence for sentence in (*sentences, *warnings) if sentence]
     kinds = Counter(layer["structure"].split("(")[0].replace("_", " ") for layer in replaced)
     named = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
     sentences.append(
         f"{len(replaced)} of {len(layers)} layers of {name} got a structure ({named}), "
         f"{share:.0%} of the {unit} of its linear layers."
     )
-    sentences.append(
-        f"Linear parameters fall from {before['linear_parameters']:,} to {final['linear_parameters']:,} "
-        f"({before['linear_parameters'] / max(1, final['linear_parameters']):.1f}x), the file from "
-        f"{_bytes(before['bytes'])} to {_bytes(final['bytes'])}, operations from {_big(before['flops'])} to "
-        f"{_big(final['flops'])} per sample. {_speed(before, final)}"
-    )
-    sentences.append(_lost(task, before, metrics["compressed"] or final, metrics.get("healed"), heal_steps))
-    sentences.append(_next(task, before, final, metrics.get("healed") is not None, heal_steps))
+    fewer = before["linear_parameters"] / max(1, structured["linear_parameters"])
+    if densified:
+        sentences.append(
+            f"It is written multiplied out (densify): the file is as large as the original, {_bytes(before['bytes'])}, "
+            f"and takes as many operations. Without densify it has {fewer:.1f}x fewer linear parameters, in "
+            f"{_bytes(final['bytes'])}."
+        )
+    else:
+        sentences.append(
+            f"Linear parameters fall from {before['linear_parameters']:,} to {structured['linear_parameters']:,} "
+            f"({fewer:.1f}x), the file{' with int8' if int8 else ''} {size}, operations from {_big(before['flops'])} "
+            f"to {_big(structured['flops'])} per sample. {_speed(before, structured)}"
+        )
+    sentences += [lost, _next(task, before, final, metrics.get("healed") is not None, heal_steps)]
     return [sentence for sentence in (*sentences, *warnings) if sentence]
 
 
-def _lost(task: str, before: Numbers, compressed: Numbers, healed: Numbers | None, steps: int) -> str:
+def _lost(
+    task: str, before: Numbers, compressed: Numbers, healed: Numbers | None, int8: Numbers | None, steps: int
+) -> str:
     key, noun, form = {
         "classification": ("accuracy", "accuracy", "{:.2%}"),
         "lm": ("loss", "loss (nats per token)", "{:.4f}"),
     }.get(task, ("loss", "relative error of the outputs", "{:.4f}"))
     if not (before.get(key) and compressed.get(key)):
-        kl = ((healed or compressed).get("agreement") or {}).get("kl")
+        kl = ((int8 or healed or compressed).get("agreement") or {}).get("kl")
         return "" if kl is None else f"Against the original on held-out data: KL divergence {kl['value']:.4g} nats."
 
     def say(numbers: Numbers) -> str:
@@ -52,10 +73,14 @@ def _lost(task: str, before: Numbers, compressed: Numbers, healed: Numbers | Non
         error = f" ± {form.format(own['stderr'])}" if own.get("stderr") is not None else ""
         return form.format(own["value"]) + error
 
-    text = f"On held-out data the {noun} goes from {say(before)} to {say(compressed)}"
+    steps_taken = [f"to {say(compressed)}"]
     if healed is not None:
-        text += f", and after {steps} steps of healing to {say(healed)}"
-    return text + "."
+        steps_taken.append(f"after {steps} steps of healing to {say(healed)}")
+    if int8 is not None:
+        steps_taken.append(f"with int8 to {say(int8)}")
+    *first, last = steps_taken
+    way = f"{', '.join(first)}, and {last}" if first else last
+    return f"On held-out data the {noun} goes from {say(before)} {way}."
 
 
 def _next(task: str, before: Numbers, final: Numbers, healed: bool, steps: int) -> str:
