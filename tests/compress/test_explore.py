@@ -1,15 +1,20 @@
 import json
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from typing_extensions import override
 
 from flatwing.compress.batch import Batch
 from flatwing.compress.candidates import STRUCTURES, Candidate, candidate
 from flatwing.compress.divergence import divergence
-from flatwing.compress.explore import TEMPER, Cost, Explored, curve, decide, explore, holding, matrix, spectrum
+from flatwing.compress.explore import TEMPER, Cost, Explored, curve, decide, explore, instead, matrix, spectrum, weighed
+from flatwing.compress.moments import Target
 from flatwing.compress.plan import Option
+from flatwing.compress.trace import call_apart
 from flatwing.data import digit_images
 from flatwing.factorize import Metric
 from flatwing.nn import LinearInfo, linear_layers
@@ -113,12 +118,14 @@ def test_the_sensitivity_predicts_the_divergence(found: list[Explored], digits: 
         x = (F.gelu(model.layers[0](x)) if own.name == "layers.1" else x).detach().double()
         W, chosen = matrix(layer), Candidate("low_rank", own.shape, (1, 1), 10)
         fit = chosen.fit(W, Metric(torch.cov(x.mT, correction=0), 1e-3))
-        rough, bias = fit.structure.dense(), layer.bias
-        assert bias is not None
-        with torch.no_grad():
-            reference = batches[0].logits(model)
-            with holding(layer, rough, bias + (W - rough) @ x.mean(0)):
-                change = divergence(reference, batches[0].logits(model), batches[0], "classification")
+        assert layer.bias is not None
+        target = Target(W, layer.bias.detach().double() + W @ x.mean(0), x.mean(0), Metric.identity(own.shape[1]))
+        reference, output = (
+            call_apart(model, (x_all,), {}, parameters)
+            for parameters in ({}, instead(layer, fit.structure.dense(), target))
+            for x_all in batches[0].args
+        )
+        change = divergence(reference, output, batches[0], "classification")
         assert float(change.mean()) / fit.error**2 == pytest.approx(own.sensitivity, rel=0.6)
 
 
@@ -147,20 +154,92 @@ def test_exploring_leaves_the_network_alone(digits: tuple[nn.Module, list[Batch]
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
 
 
-def test_a_weight_is_held_and_given_back_whatever_happens() -> None:
-    model = nn.Sequential(nn.Linear(3, 3))
-    layer = linear_layers(model)["0"]
-    before = layer.weight.detach().clone()
-    with holding(layer, torch.zeros(3, 3, dtype=torch.float64)):
-        assert bool((model[0].weight == 0).all())
-    assert torch.equal(model[0].weight, before)
-    with pytest.raises(RuntimeError, match="inconsistent tensor size"), holding(layer, torch.zeros(3, 3)):
-        torch.ones(2) @ torch.ones(3)
-    assert torch.equal(model[0].weight, before)
-    bias = model[0].bias.detach().clone()
-    with holding(layer, torch.zeros(3, 3), torch.ones(3)):
-        assert model(torch.rand(1, 3)).tolist() == [[1.0, 1.0, 1.0]]
-    assert torch.equal(model[0].bias, bias)
+def quick(model: nn.Module, x: torch.Tensor, **more: Any) -> list[Explored]:
+    more = {"share": 0.5, "task": "other", "structures": ("low_rank",), "cost": parameters(model)} | more
+    return explore(model, body(model), [Batch((x,))], **more)
+
+
+class Counting(nn.Sequential):
+    """Counts its calls in a buffer, and adds the count to its output."""
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__(*layers)
+        self.register_buffer("calls", torch.zeros(()))
+
+    @override
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return super().forward(input) + self.calls
+
+
+def test_buffers_stay_and_do_not_pass_for_a_change_of_the_outputs() -> None:
+    layers, x = [nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8)], torch.randn(200, 8)
+    model = Counting(*layers)
+    found = quick(model, x)
+    assert model.calls == 0
+    assert found == quick(Counting(*layers), x)
+
+
+def test_weights_made_for_inference_are_explored() -> None:
+    with torch.inference_mode():
+        model = Counting(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
+    assert [own.name for own in quick(model, torch.randn(200, 8))] == ["0", "2"]
+
+
+def test_what_stands_instead_of_a_layer_has_its_names_its_orientation_and_its_mean_output() -> None:
+    W, mean = torch.randn(2, 3).double(), torch.ones(3, dtype=torch.float64)
+    target = Target(W, torch.ones(2, dtype=torch.float64), mean, Metric.identity(3))
+    layer = linear_layers(nn.Sequential(nn.Linear(3, 2)))["0"]
+    held = instead(layer, W, target)
+    assert list(held) == ["0.weight", "0.bias"]
+    assert torch.equal(held["0.weight"], W.float())
+    torch.testing.assert_close(held["0.bias"], (1 - W @ mean).float())
+    stored = replace(layer, name="", transposed=True, bias=None)
+    assert torch.equal(instead(stored, W, target)["weight"], W.float().mT)
+
+
+def test_a_layer_of_low_rank_is_not_free() -> None:
+    """Half of its parameters lose nothing, an eighth of them would lose nearly everything."""
+    model, x = nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 32)), torch.randn(1000, 32)
+    with torch.no_grad():
+        model[2].weight.copy_(torch.randn(32, 4) @ torch.randn(4, 32))
+    found = quick(model, x)
+    assert found[1].sensitivity > 0.5
+    for own in decide(found, 1000.0, parameters(model)):
+        assert own.name == "0" or own.error < 1e-3
+
+
+def test_no_layer_is_free() -> None:
+    """What the outputs do not depend on at all still costs a thousandth of the median, so that errors count."""
+    option = Option(None, 1.0, 0.0, 0.5)
+    layers = [Explored(str(s), (2, 2), (option,), s, (1.0,)) for s in (0.0, 1.0, 2.0, 4.0)]
+    result = weighed(layers)
+    assert [own.sensitivity for own in result] == [2e-3, 1.0, 2.0, 4.0]
+    assert [own.options[0].loss for own in result] == [own.sensitivity**TEMPER * 0.25 for own in result]
+    assert weighed(layers[:1])[0].sensitivity == 1.0
+    assert weighed([]) == []
+
+
+@pytest.mark.parametrize("weight", [torch.zeros(8, 8), torch.outer(torch.ones(8), torch.arange(8.0))])
+def test_layers_of_rank_0_and_1_are_explored(weight: torch.Tensor) -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
+    with torch.no_grad():
+        model[2].weight.copy_(weight)
+    found = quick(model, torch.randn(200, 8))
+    assert len(found) == 3
+    assert all(own.sensitivity > 0 and own.options[0].loss == own.options[0].loss for own in found)
+
+
+def test_outputs_that_are_no_numbers_name_the_layer() -> None:
+    class Broken(nn.Sequential):
+        @override
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            return super().forward(input).log()
+
+    with pytest.raises(
+        ValueError, match=r"layer '0': an error of .* changes the outputs by nan\. Rule: outputs are finite"
+    ):
+        quick(Broken(nn.Linear(8, 8)), torch.randn(200, 8))
 
 
 def test_only_called_layers_are_explored_in_the_order_of_calls() -> None:

@@ -153,6 +153,40 @@ def test_inputs_that_never_vary_have_a_metric_all_the_same(bias: torch.Tensor | 
     assert target.metric.norm(torch.ones(2, 3)) > 0
 
 
+@pytest.mark.parametrize("count", [64, 2000, 20000])
+def test_constant_inputs_of_a_layer_with_a_bias_say_nothing(count: int) -> None:
+    """Their variance is rounding alone, which is not positive semidefinite and must not look like a correction."""
+    x = torch.cat([(3 * torch.rand(1, 200)).expand(count, 200), normal(count, 4)], 1)
+    found = Moments(204)
+    found.add(x, x, {})
+    W = normal(8, 204, seed=4)
+    hh = found.covariance(True)
+    assert float(torch.linalg.eigvalsh(hh)[0]) > 0
+    assert float((hh - torch.diag(hh.diagonal()))[:200].abs().max()) == 0
+    torch.testing.assert_close(hh[200:, 200:], torch.cov(x[:, 200:].double().mT, correction=0), rtol=1e-3, atol=1e-3)
+    target = found.target("o", W, torch.zeros(8))
+    torch.testing.assert_close(target.matrix[:, :200], W[:, :200].double(), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(target.matrix, W.double(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("bias", [None, torch.ones(2)])
+def test_without_samples_a_layer_is_its_own_target(bias: torch.Tensor | None) -> None:
+    W = normal(2, 3)
+    target = Moments(3).target("o", W, bias)
+    assert torch.equal(target.matrix, W.double())
+    assert torch.equal(target.metric.covariance, torch.eye(3, dtype=torch.float64))
+    if bias is not None:
+        assert torch.equal(target.bias(torch.zeros(2, 3)) - bias, torch.zeros(2, dtype=torch.float64))  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("bias", [None, torch.ones(2)])
+def test_inputs_that_are_no_numbers_name_the_layer(bias: torch.Tensor | None) -> None:
+    found = Moments(3)
+    found.add(torch.full((8, 3), torch.nan), torch.full((8, 3), torch.nan), {})
+    with pytest.raises(ValueError, match=r"layer 'blocks.3.up', moments of its inputs"):
+        found.target("blocks.3.up", normal(2, 3), bias)
+
+
 def test_half_precision_is_added_up_in_more() -> None:
     x = normal(4000, 4).to(torch.bfloat16)
     found = Moments(4)

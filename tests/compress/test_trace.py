@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 from typing_extensions import override
 
-from flatwing.compress.trace import Seen, evaluating, trace
+from flatwing.compress.trace import Seen, call_apart, evaluating, sources, trace
 
 
 def layer(n: int = 3, m: int = 3) -> nn.Linear:
@@ -47,6 +47,58 @@ def test_an_addition_in_place_does_not_change_what_was_found() -> None:
     residual = trace({"f": f}, lambda: in_place(x, f))["f"].residual()
     assert residual is not None
     assert torch.equal(residual, x)
+
+
+def test_inputs_that_are_written_over_later_are_kept_as_they_went_in() -> None:
+    x, f, g = torch.randn(4, 3), layer(), layer()
+    first = x.clone()
+
+    def run() -> None:
+        x.add_(torch.relu(f(x)))
+        x.add_(torch.relu(g(x)))
+
+    seen = trace({"f": f, "g": g}, run)
+    second = first + torch.relu(f(first))
+    assert torch.equal(seen["f"].x(), first)
+    assert torch.equal(seen["g"].x(), second.detach())
+
+
+def test_one_copy_serves_all_layers_of_one_input() -> None:
+    x, f, g = torch.randn(4, 3), layer(), layer()
+    seen = trace({"f": f, "g": g}, lambda: (f(x), g(x)))
+    assert seen["f"].inputs[0] is seen["g"].inputs[0] is not x
+
+
+def test_sources_tell_the_same_tensor_from_one_that_was_written_over() -> None:
+    x, f, g, h = torch.randn(4, 3), layer(), layer(), layer()
+    found = sources({"f": f, "g": g, "h": h, "never": layer()}, lambda: (f(x), g(x), x.add_(1), h(x), h(x)))
+    assert list(found) == ["f", "g", "h"]
+    assert found["f"] == found["g"] != found["h"][:1]
+    assert len(found["h"]) == 2
+    assert not f._forward_hooks
+
+
+CHOSEN: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "mask": lambda x, rows: x[rows],
+    "indices": lambda x, rows: x[rows.nonzero()[:, 0]],
+    "index_select": lambda x, rows: x.index_select(0, rows.nonzero()[:, 0]),
+    "gather": lambda x, rows: x.gather(0, rows.nonzero().expand(-1, x.shape[1])),
+}
+
+
+@pytest.mark.parametrize("choose", CHOSEN.values(), ids=CHOSEN)
+def test_rows_are_the_same_if_they_were_chosen_alike(
+    choose: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+) -> None:
+    x, f = torch.randn(4, 3), layer()
+    masks = [
+        torch.tensor(rows) for rows in ([True, True, False, False], [True, False, True, False], [True] * 3 + [False])
+    ]
+    one, swapped, more = (trace({"f": f}, lambda rows=rows: f(choose(x, rows)))["f"] for rows in masks)
+    again = trace({"f": f}, lambda: f(choose(2 * x, masks[0])))["f"]
+    assert one.same_rows(again)
+    assert not one.same_rows(swapped)
+    assert not one.same_rows(more)
 
 
 MISSED: dict[str, Callable[[torch.Tensor, nn.Module], torch.Tensor]] = {
@@ -184,3 +236,39 @@ def test_evaluation_mode_ends_as_it_began() -> None:
     assert [m.training for m in model.modules()] == before
     assert True in before
     assert False in before
+
+
+class Restless(nn.Module):
+    """Counts its calls in a buffer, replaces another one, writes over its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.f = layer()
+        self.register_buffer("calls", torch.zeros(1))
+        self.register_buffer("mean", torch.zeros(3))
+
+    @override
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        self.mean = x.mean(0)
+        x += self.f(x)
+        return x
+
+
+def test_a_call_apart_changes_nothing() -> None:
+    model, x = Restless(), torch.randn(4, 3)
+    buffers, before = dict(model.named_buffers()), x.clone()
+    y = call_apart(model, (x,), {})
+    assert torch.equal(y, (x + model.f(x)).detach())
+    assert not y.requires_grad
+    assert torch.equal(call_apart(model, (), {"x": x}), y)
+    assert torch.equal(call_apart(model, (x,), {}, {"f.weight": torch.zeros(3, 3), "f.bias": torch.ones(3)}), x + 1)
+    assert torch.equal(x, before)
+    assert all(own is buffers[name] and not own.any() for name, own in model.named_buffers())
+    assert model.training
+
+
+def test_a_call_apart_of_weights_made_for_inference() -> None:
+    with torch.inference_mode():
+        model = Restless()
+    assert call_apart(model, (torch.randn(4, 3),), {}, {"f.weight": torch.zeros(3, 3)}).shape == (4, 3)

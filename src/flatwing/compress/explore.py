@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import isfinite
+from statistics import median
 from typing import Any, final
 
 import torch
@@ -12,11 +13,12 @@ from torch import nn
 
 from ..factorize import Metric
 from ..nn import LinearInfo
-from .batch import Batch, select, until
+from .batch import Batch, main_output, select, until
 from .candidates import STRUCTURES, Candidate, candidate
 from .divergence import divergence
 from .moments import Target
 from .plan import LayerPlan, Option, allocate, fill
+from .trace import call_apart
 from .walk import Walk
 
 STEPS = (0.25, 0.5, 0.71, 1.0, 1.41, 2.0)  # budgets of a layer, relative to the mean one
@@ -26,27 +28,14 @@ EFFORT = 0.25  # of the sweeps of the final fit
 # and later layers absorb some. On both examples the square root of what was measured planned better than the value
 # itself (byte LM at 25 %: loss 1.59 against 1.61) and than equal weights (1.71).
 TEMPER = 0.5
-PROBED = 0.5  # share of a layer at which that is measured
+PROBED = 0.5  # share of a layer at which that is measured; less where that loses nothing
+VISIBLE = 1e-3  # relative error of a layer that is large enough to see what the outputs make of it
+LEAST = 1e-3  # sensitivity that every layer has, relative to the median one: no layer is free
 PROBE = 2048  # positions on which the sensitivity is measured
 POSITIONS = 16384  # positions that the error curves are measured on, unless a layer is wider than a tenth of it
 SPECTRUM = 128  # singular values that are kept for the report
 
 Cost = Callable[[str, Candidate | None], float]
-
-
-@contextmanager
-def holding(layer: LinearInfo, W: torch.Tensor, bias: torch.Tensor | None = None) -> Iterator[None]:
-    """The network with another matrix (and bias, if given) in this layer, then exactly as before."""
-    new = [(layer.weight, W)] + ([(layer.bias, bias)] if layer.bias is not None and bias is not None else [])
-    before = [own.detach().clone() for own, _ in new]
-    with torch.no_grad():
-        try:
-            for own, value in new:
-                own.copy_(value)
-            yield
-        finally:
-            for (own, _), value in zip(new, before, strict=True):
-                own.copy_(value)
 
 
 def matrix(layer: LinearInfo) -> torch.Tensor:
@@ -90,7 +79,8 @@ def explore(
 ) -> list[Explored]:
     """Options around a `share` of every layer that the network calls, in the order of the calls, priced by `cost`.
 
-    Cost: a forward pass over some of the batches, and per layer about 20 quick fits and a forward pass.
+    The network stays as it is. Raises `ValueError` naming the layer if an error there makes outputs that are no
+    numbers. Cost: a forward pass over some of the batches, and per layer about 20 quick fits and a forward pass.
     """
     widest = max(layer.in_features for layer in layers.values())
     some = until(batches, max(POSITIONS, 10 * widest))
@@ -102,16 +92,25 @@ def explore(
             for name in stage:
                 layer = layers[name]
                 target = moments.target(name, matrix(layer), layer.bias)
-                metric, sensitivity = target.metric, probe.sensitivity(layer, target)
-                options = tuple(
-                    replace(o, cost=cost(name, o.candidate), loss=sensitivity**TEMPER * o.error**2)
-                    for o in curve(layer, metric, share, structures, seed)
-                )
-                shape = layer.out_features, layer.in_features
-                found.append(Explored(name, shape, options, sensitivity, spectrum(matrix(layer), metric)))
+                measured = curve(layer, target.metric, share, structures, seed)
+                options = tuple(replace(o, cost=cost(name, o.candidate)) for o in measured)
+                shape, values = (layer.out_features, layer.in_features), spectrum(matrix(layer), target.metric)
+                found.append(Explored(name, shape, options, probe.sensitivity(layer, target), values))
                 if progress is not None:
                     progress(f"error curves of {name}", len(found), len(layers))
-    return found
+    return weighed(found)
+
+
+def weighed(found: Sequence[Explored]) -> list[Explored]:
+    """The layers with the losses of their options; a layer that seems to matter to nothing still matters a little."""
+    positive = [own.sensitivity for own in found if own.sensitivity > 0]
+    least = LEAST * median(positive) if positive else 1.0
+    result = []
+    for own in found:
+        sensitivity = max(own.sensitivity, least)
+        options = tuple(replace(o, loss=sensitivity**TEMPER * o.error**2) for o in own.options)
+        result.append(replace(own, options=options, sensitivity=sensitivity))
+    return result
 
 
 def decide(found: Sequence[Explored], budget: float, cost: Cost) -> list[LayerPlan]:
@@ -174,16 +173,34 @@ class _Probe:
         rows = max(1, round(PROBE * len(batch.inputs) / max(1, batch.positions)))
         self.model, self.task = model, task
         self.batch = select(batch, torch.arange(min(rows, len(batch.inputs))))
-        with torch.no_grad():
-            self.reference = self.batch.logits(model)
+        self.reference = self._outputs({})
+
+    def _outputs(self, parameters: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        return main_output(call_apart(self.model, self.batch.args, self.batch.kwargs, parameters))
 
     def sensitivity(self, layer: LinearInfo, target: Target) -> float:
-        m, n = layer.out_features, layer.in_features
+        W, (m, n) = matrix(layer), (layer.out_features, layer.in_features)
         rough = candidate("low_rank", m, n).within(max(PROBED * m * n, m + n)) or candidate("low_rank", m, n)
-        fit = rough.fit(matrix(layer), target.metric, EFFORT)
-        if fit.error < 1e-6:
-            return 0.0
-        dense = fit.structure.dense()
-        with holding(layer, dense, target.bias(dense)), torch.no_grad():  # the bias keeps the mean, as in the end
-            change = divergence(self.reference, self.batch.logits(self.model), self.batch, self.task)
-        return max(0.0, float(change.double().mean())) / fit.error**2  # rounding may make it negative
+        fit = rough.fit(W, target.metric, EFFORT)
+        while fit.error < VISIBLE and rough.rank > 1:  # a layer of low rank loses nothing above it
+            rough = replace(rough, rank=rough.rank // 2)
+            fit = rough.fit(W, target.metric, EFFORT)
+        dense, error = fit.structure.dense(), fit.error
+        if error < VISIBLE:
+            dense, error = torch.zeros_like(W), 1.0
+        change = divergence(self.reference, self._outputs(instead(layer, dense, target)), self.batch, self.task)
+        mean = float(change.double().mean())
+        if not isfinite(mean):
+            raise ValueError(
+                f"layer {layer.name!r}: an error of {error:.1%} in it changes the outputs by {mean}. Rule: outputs are "
+                "finite; look for NaN in the weights and the data, or run in float32 if half precision overflows."
+            )
+        return max(0.0, mean) / error**2  # rounding may make it negative
+
+
+def instead(layer: LinearInfo, W: torch.Tensor, target: Target) -> dict[str, torch.Tensor]:
+    """The parameters of the network, by name, that put W into a layer, with the bias that keeps its mean output."""
+    new = {"weight": (W.mT if layer.transposed else W).to(layer.weight)}
+    if layer.bias is not None and (bias := target.bias(W)) is not None:
+        new["bias"] = bias.to(layer.bias)
+    return {f"{layer.name}.{name}".lstrip("."): value for name, value in new.items()}

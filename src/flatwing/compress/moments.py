@@ -14,7 +14,7 @@ from ..factorize.metric import solve
 CHUNK = 8192  # samples that are multiplied in the precision of the activations before they are added up in float64
 PLENTY = 10  # samples per input from which on little damping is enough
 DAMP, DAMP_FEW = 1e-3, 3e-2
-ROUNDING = 1e-6  # share of E[h^2] below which a variance is nothing but the rounding of float32
+ROUNDING = 1e-5  # share of E[h^2] below which a variance is little but the rounding of float32
 
 
 @final
@@ -22,6 +22,7 @@ class Moments:
     """Sums over samples of x (input in the original network), h (input in the compressed one) and d (residual error).
 
     Kept in float64: E[h h^T], E[x h^T], E[d h^T] per layer that writes to a residual stream, and the means.
+    Without any sample nothing is known of a layer: its target is its own weight, in the Frobenius norm.
     """
 
     def __init__(self, inputs: int) -> None:
@@ -59,13 +60,26 @@ class Moments:
         return DAMP if self.samples >= PLENTY * len(self.h) else DAMP_FEW
 
     def covariance(self, centred: bool) -> Float[torch.Tensor, "n n"]:
-        """E[h h^T], without the mean's share if `centred`; an input that hardly varies keeps a variance above 0."""
-        second, mean = self.hh / self.samples, self.h / self.samples
+        """E[h h^T], without the mean's share if `centred`.
+
+        An input that hardly varies then has a variance above 0 and no covariance, which would be rounding alone.
+        """
         if not centred:
-            return second
-        result = second - torch.outer(mean, mean)
-        result.diagonal().copy_(torch.maximum(result.diagonal(), ROUNDING * second.diagonal()))
+            return self.hh / self._count
+        result, still = self._centred()
+        result[still] = result[:, still] = 0
+        result.diagonal()[still] = ROUNDING * self.hh.diagonal()[still] / self._count
         return result
+
+    @property
+    def _count(self) -> int:
+        return max(1, self.samples)
+
+    def _centred(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """E[h h^T] without the mean's share, as summed, and which inputs hardly vary."""
+        second, mean = self.hh / self._count, self.h / self._count
+        result = second - torch.outer(mean, mean)
+        return result, result.diagonal() <= ROUNDING * second.diagonal()
 
     def objective(
         self, name: str, W: Float[torch.Tensor, "m n"], bias: torch.Tensor | None, V: Float[torch.Tensor, "m n"]
@@ -77,11 +91,15 @@ class Moments:
 
     def _second_moments(self, name: str, W: torch.Tensor, centred: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """E[h h^T] and E[(W x + d) h^T], without the means' shares if `centred`."""
-        count = self.samples
+        count = self._count
         cross = (W @ self.xh + self.dh.get(name, torch.zeros((), dtype=torch.float64))) / count
         if centred:
             cross = cross - torch.outer(W @ self.x + self._sum_of_d(name, len(W)), self.h) / count**2
-        return self.covariance(centred), cross
+        hh = self.covariance(centred)
+        if centred:
+            still = self._centred()[1]
+            cross[:, still] = W[:, still] * hh.diagonal()[still]  # nothing to correct where nothing varies
+        return hh, cross
 
     def _sum_of_d(self, name: str, m: int) -> torch.Tensor:
         return self.d[name] if name in self.d else torch.zeros(m, dtype=torch.float64)
@@ -90,16 +108,20 @@ class Moments:
         r"""What layer `name` should be now: W', b' that minimise E|W x + b + d - W' h - b'|^2, damped towards W.
 
         $W_t = W + (W (E[x h^T] - E[h h^T]) + E[d h^T]) E[h h^T]^{-1}$. Moments are centred for layers with a bias,
-        which then takes up the difference of the means.
+        which then takes up the difference of the means. Raises `ValueError` naming the layer where its inputs are no
+        finite numbers.
         """
         W = W.double().cpu()
         hh, cross = self._second_moments(name, W, bias is not None)
-        metric = Metric(hh, self.damp) if hh.diagonal().sum() > 0 else Metric.identity(len(hh))
-        wanted = W + solve(metric.covariance, (cross - W @ hh).mT).mT
+        try:
+            metric = Metric.identity(len(hh)) if hh.diagonal().sum() == 0 else Metric(hh, self.damp)
+            wanted = W + solve(metric.covariance, (cross - W @ hh).mT).mT
+        except ValueError as error:
+            raise ValueError(f"layer {name!r}, moments of its inputs on the calibration data: {error}") from error
         mean = None
         if bias is not None:
-            mean = (W @ self.x + self._sum_of_d(name, len(W))) / self.samples + bias.detach().double().cpu()
-        return Target(wanted, mean, self.h / self.samples, metric)
+            mean = (W @ self.x + self._sum_of_d(name, len(W))) / self._count + bias.detach().double().cpu()
+        return Target(wanted, mean, self.h / self._count, metric)
 
 
 @final

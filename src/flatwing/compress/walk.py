@@ -12,7 +12,7 @@ from torch import nn
 
 from .batch import Batch, main_output
 from .moments import Moments
-from .trace import Seen, trace
+from .trace import Seen, call_apart, sources, trace
 
 KEPT = 2 << 30  # bytes of activations of one segment that are kept between its stages
 Call = tuple[tuple, dict[str, Any]]
@@ -38,28 +38,35 @@ class Walk:
 
     The trunk is a `ModuleList` of equal blocks that pass one tensor on (found and checked by running it). Layers in
     front of it and behind it, and networks without a trunk, are reached by running the whole network.
-    `compressed` may be the original itself: then x = h, and nothing is anchored.
+    `compressed` may be the original itself: then x = h, and nothing is anchored; nor is it for a batch in which a layer
+    is not called, or gets other rows, in one of the two, as experts do: x = h there too. Neither network changes.
+    Cost, besides that of the segments: two calls per batch.
     """
 
     def __init__(self, original: nn.Module, compressed: nn.Module, layers: Sequence[str], batches: Sequence[Batch]):
         self.original, self.compressed, self.batches = original, compressed, list(batches)
-        order = self._order(layers)
-        self.unused = [name for name in layers if name not in order]
-        self.trunk = find_trunk(original, list(order), self.batches[0])
-        self.segments = self._segments(order)
-        self._calls: list[list[Call]] = []  # [block][batch]: arguments besides the state
+        uses = self._uses(layers)
+        self.unused = [name for name in layers if name not in uses]
+        self._calls: dict[str, list[list[Call]]] = {}  # [side][block][batch]: arguments besides the state
         self._states: dict[str, list[torch.Tensor]] = {}
-        self._kept: dict[tuple[str, int], dict[str, Seen]] = {}
+        self._kept: dict[int, dict[str, Seen]] = {}  # of the segment at hand
+        self.trunk = find_trunk(original, list(uses), self.batches[0])
+        if self.trunk is not None and not self._enter_trunk("original"):
+            self.trunk = None  # some batch skips blocks
+        self.segments = self._segments(uses)
 
     def __iter__(self) -> Iterator[Segment]:
         """The segments in order; changes to the compressed network are taken up when the next one begins."""
         for segment in self.segments:
+            self._kept = {}
             if segment.block == 0:
-                self._enter_trunk()
+                for side in self._sides():
+                    if side not in self._calls and not self._enter_trunk(side):
+                        self._calls[side] = self._calls["original"]
             yield segment
             if segment.block is not None:
                 self._advance(segment)
-        self._states, self._calls, self._kept = {}, [], {}
+        self._states, self._calls, self._kept = {}, {}, {}
 
     def moments(self, segment: Segment, stage: Sequence[str], fitted: int) -> tuple[Moments, Moments]:
         """Moments of the common input of a stage, over the first `fitted` batches and over the others."""
@@ -70,10 +77,14 @@ class Walk:
             after = before
             if self.compressed is not self.original:
                 after = self._trace(self.compressed, "compressed", segment, stage, i, before)
+            if stage[0] not in after:
+                continue
+            if stage[0] not in before or not before[stage[0]].same_rows(after[stage[0]]):
+                before = after
             residuals = {}
-            for name in stage:
-                r, s = before[name].residual(batch.mask), after[name].residual(batch.mask)
-                if after is not before and r is not None and s is not None:
+            for name in stage if after is not before else ():
+                r, s = (side[name].residual(batch.mask) if name in side else None for side in (before, after))
+                if r is not None and s is not None:
                     residuals[name] = r.float() - s.float()
             both[i >= fitted].add(before[stage[0]].x(batch.mask), after[stage[0]].x(batch.mask), residuals)
         return both
@@ -85,23 +96,22 @@ class Walk:
         for i, batch in enumerate(self.batches if firsts else []):
             seen = self._trace(self.original, "original", segment, firsts, i)
             for stage, moments in found.items():
+                if stage[0] not in seen:
+                    continue
                 x = seen[stage[0]].x(batch.mask)
                 moments.add(x, x, {})
         return found
 
     def _seen_before(self, segment: Segment, stage: Sequence[str], i: int) -> dict[str, Seen]:
         """What a stage saw in the original network: kept from one run per segment while that fits into memory."""
-        key = segment.name, i
-        if key not in self._kept:
+        if i not in self._kept:
             names = [name for each in segment.stages for name in each]
             seen = self._trace(self.original, "original", segment, names, i)
             size = sum(x.nbytes for own in seen.values() for x in (*own.inputs, *own.residuals))
             if size * len(self.batches) > KEPT:
-                return {name: seen[name] for name in stage}
-            if i == 0:
-                self._kept = {}
-            self._kept[key] = seen
-        return {name: self._kept[key][name] for name in stage}
+                return {name: seen[name] for name in stage if name in seen}
+            self._kept[i] = seen
+        return {name: self._kept[i][name] for name in stage if name in self._kept[i]}
 
     def _trace(
         self,
@@ -117,67 +127,65 @@ class Walk:
 
     def _run(self, model: nn.Module, side: str, segment: Segment, i: int) -> Any:
         if segment.block is None:
-            return self.batches[i].call(model)
-        args, kwargs = self._calls[segment.block][i]
-        return model.get_submodule(segment.name)(self._states[side][i], *args, **kwargs)
+            return call_apart(model, self.batches[i].args, self.batches[i].kwargs)
+        args, kwargs = self._calls[side][segment.block][i]
+        return call_apart(model.get_submodule(segment.name), (self._states[side][i], *args), kwargs)
 
     def _sides(self) -> dict[str, nn.Module]:
         same = self.compressed is self.original
         return {"original": self.original} | ({} if same else {"compressed": self.compressed})
 
-    def _enter_trunk(self) -> None:
-        """Record what every block is called with; only the state differs between the two networks."""
+    def _enter_trunk(self, side: str) -> bool:
+        """Record what every block is called with; False if some batch does not call all blocks in turn."""
         assert self.trunk is not None
-        blocks = len(list(self.original.get_submodule(self.trunk).children()))
-        self._calls = [[] for _ in range(blocks)]
-        for side, model in self._sides().items():
-            self._states[side] = []
-            for batch in self.batches:
-                calls = record(model, self.trunk, batch)
-                self._states[side].append(calls[0][0])
-                if side == "original":
-                    for k, (_, args, kwargs, _) in enumerate(calls):
-                        self._calls[k].append((args, kwargs))
+        model = self._sides()[side]
+        blocks = len(list(model.get_submodule(self.trunk).children()))
+        states, arguments = [], []
+        for batch in self.batches:
+            calls = record(model, self.trunk, batch)
+            states += [state for state, *_ in calls[:1]]
+            arguments.append([(args, kwargs) for _, args, kwargs, _ in calls])
+        self._states[side] = states
+        complete = all(len(calls) == blocks for calls in arguments)
+        if complete:
+            self._calls[side] = [list(calls) for calls in zip(*arguments, strict=True)]
+        return complete
 
     def _advance(self, segment: Segment) -> None:
         for side, model in self._sides().items():
-            with torch.no_grad():
-                outputs = [main_output(self._run(model, side, segment, i)) for i in range(len(self.batches))]
-            self._states[side] = outputs
+            self._states[side] = [main_output(self._run(model, side, segment, i)) for i in range(len(self.batches))]
 
-    def _order(self, layers: Sequence[str]) -> dict[str, int]:
-        """Each layer that is used, in the order of first use, with a number that layers of one input share."""
-        seen = trace({name: self.original.get_submodule(name) for name in layers}, self._first_call)
-        inputs: dict[tuple, int] = {}
-        order = {}
-        for name, its in seen.items():
-            key = tuple((x.data_ptr(), x.shape, x.stride()) for x in its.inputs)
-            order[name] = inputs.setdefault(key, len(inputs))
-        return order
+    def _uses(self, layers: Sequence[str]) -> dict[str, tuple]:
+        """Each layer that some batch uses, in the order of use, with what identifies its inputs in every batch."""
+        modules = {name: self.original.get_submodule(name) for name in layers}
+        order: list[str] = []
+        used = []
+        for batch in self.batches:
+            used.append(sources(modules, lambda b=batch: call_apart(self.original, b.args, b.kwargs)))
+            place = 0
+            for name in used[-1]:  # a layer that earlier batches did not use comes behind the one before it
+                if name not in order:
+                    order.insert(place, name)
+                place = order.index(name) + 1
+        return {name: tuple(own.get(name) for own in used) for name in order}
 
-    def _first_call(self) -> Any:
-        return self.batches[0].call(self.original)
+    def _block(self, name: str) -> int | None:
+        prefix = f"{self.trunk}."
+        return int(name[len(prefix) :].split(".")[0]) if self.trunk and name.startswith(prefix) else None
 
-    def _segments(self, order: dict[str, int]) -> list[Segment]:
-        groups: dict[int, list[str]] = {}
-        for name, number in order.items():
-            groups.setdefault(number, []).append(name)
-        stages = [tuple(group) for group in groups.values()]
+    def _segments(self, uses: dict[str, tuple]) -> list[Segment]:
+        groups: dict[tuple, list[str]] = {}
+        for name, inputs in uses.items():
+            groups.setdefault((self._block(name), inputs), []).append(name)
+        stages = [(block, tuple(group)) for (block, _), group in groups.items()]
         if self.trunk is None:
-            return [Segment("", None, tuple(stages))] if stages else []
-        prefix = self.trunk + "."
-        inside = [[name.startswith(prefix) for name in stage] for stage in stages]
-        first = next(i for i, flags in enumerate(inside) if any(flags))
-        before = [stage for stage, flags in zip(stages[:first], inside[:first], strict=True) if not any(flags)]
-        after = [s for s in stages[first:] if not s[0].startswith(prefix)]
-        blocks: dict[int, list[tuple[str, ...]]] = {}
-        for stage in stages:
-            if stage[0].startswith(prefix):
-                blocks.setdefault(int(stage[0][len(prefix) :].split(".")[0]), []).append(stage)
+            return [Segment("", None, tuple(stage for _, stage in stages))] if stages else []
+        first = next(i for i, (block, _) in enumerate(stages) if block is not None)
+        ends = [[stage for block, stage in part if block is None] for part in (stages[:first], stages[first:])]
+        before, after = ([Segment("", None, tuple(part))] if part else [] for part in ends)
         count = len(list(self.original.get_submodule(self.trunk).children()))
-        trunk = [Segment(f"{prefix}{k}", k, tuple(blocks.get(k, ()))) for k in range(count)]
-        ends = [[Segment("", None, tuple(part))] if part else [] for part in (before, after)]
-        return [*ends[0], *trunk, *ends[1]]
+        blocks = [tuple(stage for block, stage in stages if block == k) for k in range(count)]
+        return [*before, *(Segment(f"{self.trunk}.{k}", k, own) for k, own in enumerate(blocks)), *after]
 
 
 def _inputs(layer: nn.Module) -> int:
@@ -209,26 +217,33 @@ def find_trunk(model: nn.Module, layers: Sequence[str], batch: Batch) -> str | N
     return best
 
 
-def record(
-    model: nn.Module, trunk: str, batch: Batch
-) -> list[tuple[torch.Tensor, tuple, dict[str, Any], torch.Tensor]]:
+def record(model: nn.Module, trunk: str, batch: Batch) -> list[Recorded]:
     """Per block, in the order of calls: the state that came in, the other arguments, the state that went out.
 
     Caches of keys and values become None: they would grow with every replay, and hold keys of the other network.
     """
-    calls: list[tuple[torch.Tensor, tuple, dict[str, Any], torch.Tensor]] = []
+    begun: list[Call] = []
+    calls: list[Recorded] = []
 
-    def hook(_: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
+    def before(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         kwargs = {name: _no_cache(value) for name, value in kwargs.items()}
         state = args[0] if args else kwargs.pop("hidden_states", None)
-        if isinstance(state, torch.Tensor):
-            calls.append((state, tuple(map(_no_cache, args[1:])), kwargs, main_output(output)))
+        copy = state.clone() if isinstance(state, torch.Tensor) else state  # the block may write over it
+        begun.append(((copy, *map(_no_cache, args[1:])), kwargs))
 
-    blocks = model.get_submodule(trunk).children()
-    handles = [block.register_forward_hook(hook, with_kwargs=True) for block in blocks]
+    def after(_: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
+        (state, *others), named = begun.pop()
+        if isinstance(state, torch.Tensor):
+            calls.append((state, tuple(others), named, main_output(output).clone()))
+
+    handles = []
+    for block in model.get_submodule(trunk).children():
+        handles += [
+            block.register_forward_pre_hook(before, with_kwargs=True),
+            block.register_forward_hook(after, with_kwargs=True),
+        ]
     try:
-        with torch.no_grad():
-            batch.call(model)
+        call_apart(model, batch.args, batch.kwargs)
     finally:
         for handle in handles:
             handle.remove()
