@@ -9,6 +9,9 @@ from typing_extensions import override
 
 from flatwing.compress import walk as module
 from flatwing.compress.batch import Batch, main_output
+from flatwing.compress.candidates import candidate
+from flatwing.compress.layerwise import LayerResult, fit_layers
+from flatwing.compress.plan import LayerPlan
 from flatwing.compress.trace import trace
 from flatwing.compress.walk import Walk, find_trunk, record
 from flatwing.nn import linear_layers
@@ -271,3 +274,263 @@ def test_layers_that_store_the_transpose_count_their_inputs() -> None:
     for segment in walk:
         for stage, moments in walk.inputs(segment).items():
             assert moments.hh.shape == ((8, 8) if "c_fc" in stage[0] else (32, 32))
+
+
+def squeezed(original: nn.Module, batches: list[Batch], fitted: int = 1) -> tuple[nn.Module, list[LayerResult]]:
+    """All layers but the head at half of their size, fitted one after the other; the original must stay as it is."""
+    before = {key: tensor.clone() for key, tensor in original.state_dict().items()}
+    layers = {name: info for name, info in linear_layers(original).items() if info.skip is None and not info.is_head}
+    plans = []
+    for name, info in layers.items():
+        m, n = info.out_features, info.in_features
+        chosen = candidate("low_rank", m, n).within(max(0.6 * m * n, float(m + n)))
+        assert chosen is not None
+        plans.append(LayerPlan(name, (m, n), chosen, chosen.parameters, 0.0, 0.0, 0.0, 0.0))
+    compressed = copy.deepcopy(original)
+    results = fit_layers(original, compressed, layers, plans, batches, fitted)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in original.state_dict().items())
+    return compressed, results
+
+
+class Branches(nn.Module):
+    """Three residual branches, each added in place if wanted, also to the tensor that came in."""
+
+    def __init__(self, in_place: bool) -> None:
+        super().__init__()
+        self.a, self.b, self.c = (nn.Linear(16, 16) for _ in range(3))
+        self.in_place = in_place
+
+    @override
+    def forward(self, h: torch.Tensor) -> torch.Tensor:
+        for layer in (self.a, self.b, self.c):
+            if self.in_place:
+                h += torch.relu(layer(h))
+            else:
+                h = h + torch.relu(layer(h))
+        return h
+
+
+def test_residuals_in_place_are_fitted_as_others_are() -> None:
+    plain = Branches(in_place=False)
+    in_place = Branches(in_place=True)
+    in_place.load_state_dict(plain.state_dict())
+    batches = [Batch((torch.randn(100, 16),)) for _ in range(3)]
+    before = [batch.inputs.clone() for batch in batches]
+    walk = Walk(in_place, in_place, ["a", "b", "c"], batches)
+    assert walk.segments[0].stages == (("a",), ("b",), ("c",))
+    (one, first), (other, second) = (squeezed(model, batches, fitted=2) for model in (plain, in_place))
+    assert first == second
+    assert all(torch.equal(batch.inputs, x) for batch, x in zip(batches, before, strict=True))
+    for key, tensor in one.state_dict().items():
+        assert torch.equal(other.state_dict()[key], tensor)
+
+
+class InPlaceBlock(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.f, self.g = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    @override
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x += self.f(x)
+        x += self.g(torch.relu(x))
+        return x
+
+
+def test_states_are_those_of_the_whole_network_with_blocks_that_write_over_them() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = nn.ModuleList(InPlaceBlock() for _ in range(3))
+
+        @override
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = x * 1.0
+            for block in self.blocks:
+                x = block(x)
+            return x
+
+    model, batches = Model(), [Batch((torch.rand(20, 4),)), Batch((torch.rand(10, 4),))]
+    assert find_trunk(model, names_of(model), batches[0]) == "blocks"
+    assert check_inputs(model, batches) == 2 * 3 * 2
+
+
+class Experts(nn.Module):
+    """A router sends each row to one of the experts, which are not called without rows."""
+
+    def __init__(self, count: int = 4) -> None:
+        super().__init__()
+        self.front, self.router = nn.Linear(8, 8), nn.Linear(8, count)
+        self.e = nn.ModuleList(nn.Linear(8, 8) for _ in range(count))
+
+    @override
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.front(x)
+        choice, y = self.router(x).argmax(-1), torch.zeros_like(x)
+        for k, expert in enumerate(self.e):
+            rows = choice == k
+            if rows.any():
+                y[rows] = expert(x[rows])
+        return x + y
+
+
+def test_experts_are_fitted() -> None:
+    model = Experts()
+    batches = [Batch((torch.randn(rows, 8),)) for rows in (200, 1, 200, 2, 100)]
+    compressed, results = squeezed(model, batches, fitted=4)
+    assert {r.name for r in results} == {"front", "router", *(f"e.{k}" for k in range(4))}
+    assert all(0 < r.error < 1 for r in results)
+    assert bool(torch.isfinite(batches[0].logits(compressed)).all())
+
+
+def test_an_expert_that_only_held_out_data_call_is_fitted_to_its_weight() -> None:
+    model, x = Experts(2), torch.randn(50, 8)
+    choice = model.router(model.front(x)).argmax(-1)
+    _, results = squeezed(model, [Batch((x[choice == 0],)), Batch((x[choice == 1],))])
+    assert [r.samples > 0 for r in results if r.name == "e.0"] == [True]
+    last = next(r for r in results if r.name == "e.1")
+    assert 0 < last.error < 1
+
+
+def test_rows_that_another_expert_got_are_not_taken_for_the_same() -> None:
+    """Both networks give each expert half of the rows, but other ones: x = h, and nothing to correct."""
+    model, x = Experts(2), torch.randn(6, 8)
+    with torch.no_grad():
+        for parameters, value in ((model.front.weight, torch.eye(8)), (model.router.weight, torch.zeros(2, 8))):
+            parameters.copy_(value)
+        model.front.bias.zero_()
+        model.router.bias.zero_()
+        model.router.weight[:, 0] = torch.tensor([1.0, -1.0])
+        x[:, 0] = torch.tensor([1.0, 1, 1, -1, -1, -1])
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other.router.weight.neg_()
+    walk = Walk(model, other, ["e.0"], [Batch((x,))])
+    for segment in walk:
+        moments, _ = walk.moments(segment, ("e.0",), fitted=1)
+        assert moments.samples == 3
+        assert torch.equal(moments.x, moments.h)
+        assert torch.equal(moments.xh, moments.hh)
+        torch.testing.assert_close(moments.h, x[3:].double().sum(0))
+
+
+class Sometimes(nn.Module):
+    @override
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.b(self.a(x)) if len(x) > 3 else x
+        return self.c(h)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = (nn.Linear(4, 4) for _ in range(3))
+
+
+def test_layers_that_some_batches_do_not_call_stand_where_they_run() -> None:
+    model = Sometimes()
+    batches = [Batch((torch.randn(rows, 4),)) for rows in (2, 9, 3, 9)]
+    walk = Walk(model, model, ["c", "b", "a"], batches)
+    assert walk.segments[0].stages == (("a",), ("b",), ("c",))
+    found = walk.inputs(walk.segments[0])
+    assert [moments.samples for moments in found.values()] == [18, 18, 23]
+    _, results = squeezed(model, batches, fitted=3)
+    assert [r.samples for r in results] == [9, 9, 14]
+
+
+def test_a_trunk_of_which_some_batch_skips_blocks_is_walked_as_a_whole() -> None:
+    class Early(Stack):
+        @override
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.kind = "skips one" if len(x) < 4 else "plain"
+            return super().forward(x)
+
+    model, batches = Early(), [Batch((torch.rand(rows, 3),)) for rows in (9, 3)]
+    walk = Walk(model, model, names_of(model), batches)
+    assert walk.trunk is None
+    assert len(squeezed(model, batches)[1]) == 5
+
+
+class Memory(nn.Module):
+    """Every block reads a state that a layer in front of all blocks made."""
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.q, self.k = nn.Linear(8, 8), nn.Linear(8, 8)
+
+        @override
+        def forward(self, x: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:
+            return x + torch.tanh(self.q(x)) * self.k(memory)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.front = nn.Linear(8, 8)
+        self.blocks = nn.ModuleList(self.Block() for _ in range(3))
+
+    @override
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        memory = self.front(x)
+        for block in self.blocks:
+            x = block(x, memory)
+        return x
+
+
+def test_layers_of_several_blocks_may_read_one_tensor_which_is_that_of_their_own_network() -> None:
+    model, batches = Memory(), [Batch((torch.randn(20, 8),)), Batch((torch.randn(10, 8),))]
+    walk = Walk(model, model, names_of(model), batches)
+    assert [s.stages for s in walk.segments[1:]] == [((f"blocks.{k}.q",), (f"blocks.{k}.k",)) for k in range(3)]
+    check_inputs(model, batches)
+    squeezed(model, batches)
+
+
+def test_states_are_those_of_the_whole_network_t5() -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.T5Config(
+        vocab_size=32, d_model=16, d_kv=8, d_ff=24, num_layers=2, num_decoder_layers=3, num_heads=2,
+        decoder_start_token_id=0,
+    )  # fmt: skip
+    model = transformers.T5ForConditionalGeneration(config).eval()
+    batches = [Batch((), {"input_ids": tokens(rows), "decoder_input_ids": tokens(rows, 5)}) for rows in (20, 10)]
+    assert Walk(model, model, names_of(model), batches).trunk == "decoder.block"
+    assert check_inputs(model, batches) > 0
+    compressed, results = squeezed(model, batches)
+    assert sum("EncDecAttention" in r.name for r in results) == 12
+    assert bool(torch.isfinite(batches[0].logits(compressed)).all())
+
+
+def test_what_was_kept_of_one_segment_is_not_taken_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before and behind the trunk the whole network runs; a first segment that fits, blocks that do not."""
+    model, batches = Stack(), [Batch((torch.rand(5, 3),))]
+    monkeypatch.setattr(module, "KEPT", 5 * 3 * 4)
+    walk = Walk(model, copy.deepcopy(model), ["front", *(f"blocks.{k}.f" for k in range(3)), "head"], batches)
+    for segment in walk:
+        for stage in segment.stages:
+            assert walk.moments(segment, stage, fitted=1)[0].samples == 5
+
+
+def test_a_layer_of_zeros_with_a_bias_leaves_constant_inputs_behind() -> None:
+    model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 16))
+    with torch.no_grad():
+        model[2].weight.zero_()
+    _, results = squeezed(model, [Batch((torch.randn(500, 16),)) for _ in range(3)], fitted=2)
+    assert [r.name for r in results] == ["0", "2", "4"]
+    assert all(r.error == r.error for r in results)
+
+
+def test_buffers_and_inference_weights_of_the_original_stay() -> None:
+    class Counting(Stack):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(()))
+
+        @override
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.calls += 1
+            return super().forward(x) + self.calls
+
+    batches = [Batch((torch.rand(20, 3),)), Batch((torch.rand(10, 3),))]
+    model = Counting()
+    compressed, _ = squeezed(model, batches)
+    assert float(model.calls) == float(compressed.calls) == 0
+    with torch.inference_mode():
+        model = Counting()
+    squeezed(model, batches)

@@ -180,7 +180,7 @@ class _Probe:
 
     def sensitivity(self, layer: LinearInfo, target: Target) -> float:
         W, (m, n) = matrix(layer), (layer.out_features, layer.in_features)
-        rough = candidate("low_rank", m, n).within(max(PROBED * m * n, m + n)) or candidate("low_rank", m, n)
+        rough = candidate("low_rank", m, n).within(max(PROBED * m * n, float(m + n))) or candidate("low_rank", m, n)
         fit = rough.fit(W, target.metric, EFFORT)
         while fit.error < VISIBLE and rough.rank > 1:  # a layer of low rank loses nothing above it
             rough = replace(rough, rank=rough.rank // 2)
