@@ -79,7 +79,7 @@ def test_the_row_that_is_written_is_the_one_to_compare_with() -> None:
         row("int8", 900, loss=1.4),
         row("flatwing", 1_000, loss=1.5),
         row("flatwing + int8", 300, loss=1.5),
-        row("flatwing, multiplied out", 4_000, loss=1.5),
+        row("flatwing + densify", 4_000, loss=1.5),
     ]
     assert better_choice(rows, "bytes", "flatwing + int8") is None, "int8 alone is three times as large"
     rows[0]["bytes"] = 305
@@ -87,7 +87,7 @@ def test_the_row_that_is_written_is_the_one_to_compare_with() -> None:
     assert sentence is not None
     assert sentence.endswith("loss 1.4000 in 305 B, against 1.5000 in 300 B.")
     for goal in ("bytes", "flops"):
-        sentence = better_choice(rows, goal, "flatwing, multiplied out")
+        sentence = better_choice(rows, goal, "flatwing + densify")
         assert sentence is not None
         assert "against 1.5000 in 4 kB" in sentence
         assert "saves no arithmetic" not in sentence

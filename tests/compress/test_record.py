@@ -36,7 +36,7 @@ def test_the_summary_tells_of_the_dense_file_where_that_is_written() -> None:
     done = run(densify=True, landmarks=False)
     before = done.metrics["before"]
     assert f"the file is as large as the original, {_bytes(before['bytes'])}" in " ".join(done.summary)
-    own = rows(done)["flatwing, multiplied out"]
+    own = rows(done)["flatwing + densify"]
     assert {key: own[key] for key in ("bytes", "parameters", "flops")} == {
         key: before[key] for key in ("bytes", "parameters", "flops")
     }
@@ -47,7 +47,7 @@ def test_without_int8_the_summary_does_not_tell_of_it() -> None:
     done = run(landmarks=False)
     assert done.metrics["quantized"] is not None
     assert "with int8" not in " ".join(done.summary)
-    assert "flatwing, multiplied out" not in rows(done)
+    assert "flatwing + densify" not in rows(done)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 QUANTIZATION = ("int8", "int4")
-BOTH, DENSIFIED = "flatwing + int8", "flatwing, multiplied out"
+BOTH, DENSIFIED = "flatwing + int8", "flatwing + densify"
 OURS = ("flatwing + heal", "flatwing")  # the first of them is what the user gets, unless another row is named
 QUALITY = {"accuracy": "accuracy", "loss": "loss", "agreement_kl": "divergence"}  # the first one that is known decides
 SAME = 1.02  # of bytes: the header of a file may not decide
