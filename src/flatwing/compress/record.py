@@ -232,6 +232,14 @@ def write_toml(path: Path, options: Mapping[str, Any]) -> None:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
+def _processor() -> str:
+    """The name of the processor; Linux tells it in a file only."""
+    with suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return platform.processor() or platform.machine()
+
+
 def environment() -> dict[str, Any]:
     """What the numbers were measured on."""
     found = {"python": platform.python_version(), "torch": torch.__version__, "flatwing": _version()}
@@ -240,7 +248,7 @@ def environment() -> dict[str, Any]:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     return found | {
         "platform": platform.platform(),
-        "cpu": platform.processor() or platform.machine(),
+        "cpu": _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "device": device,
