@@ -190,6 +190,17 @@ def test_budget_of_one_keeps_everything() -> None:
     assert "stays as it is: within this budget every layer is kept dense, and nothing is lost" in result.summary[0]
 
 
+def test_int8_is_measured_where_every_layer_is_kept() -> None:
+    model = DigitsMLP(width=16).eval()
+    result = compress(model, budget=1.0, quantize="int8", **QUICK)
+    assert result.model is not None
+    x = torch.rand(5, 64)
+    assert (result.model(x) - model(x)).abs().max() > 1e-4
+    quantized, kept = result.metrics["quantized"], result.metrics["compressed"]
+    assert quantized["agreement"]["kl"]["value"] > kept["agreement"]["kl"]["value"]
+    assert quantized["bytes"] < kept["bytes"]
+
+
 def test_dry_run_only_plans(tmp_path: Path) -> None:
     model = DigitsMLP(width=16)
     before = copy.deepcopy(model.state_dict())

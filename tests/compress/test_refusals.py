@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from flatwing.compress import compress
+from flatwing.compress.work import Work
 from flatwing.train import ByteLM, DigitsMLP
 
 QUICK: dict[str, Any] = {"structures": ["low_rank"], "landmarks": False, "curve": False, "timing": 0.01}
@@ -222,3 +223,73 @@ def test_disk_full_while_replacing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(OSError, match="No space left"):
         compress(model, out, budget=0.5, calibration=DATA, overwrite=True, **QUICK)
     assert tree(out) == before
+
+
+def test_output_over_what_is_read(tmp_path: Path) -> None:
+    """MODEL or the data in OUT would be removed with it, even if OUT looks like one of ours."""
+    home, text = tmp_path / "home", "some text " * 100
+    model, data = home / "model", home / "data.txt"
+    model.mkdir(parents=True)
+    save_file({"a.weight": torch.ones(4, 4)}, model / "model.safetensors")
+    (model / "config.json").write_text('{"architectures": ["BertModel"], "model_type": "bert"}')
+    for file, content in ((home / "flatwing.json", "{}"), (model / "flatwing.json", "{}"), (data, text)):
+        file.write_text(content)
+    (tmp_path / "link").symlink_to(model)
+    for given, out in (
+        (model, home), (model, model), (model, model / "out"), (tmp_path / "link", home), (str(model), home),
+        (tmp_path / "out.partial" / "replaced", tmp_path / "out"),
+    ):  # fmt: skip
+        refused(tmp_path, "and the model .* overlap", given, out, overwrite=True)
+    for given, out in ((data, home), (home, home / "out")):
+        refused(tmp_path, "and the calibration data .* overlap", DigitsMLP(width=8), out, calibration=given)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_output_is_a_link(tmp_path: Path, overwrite: bool) -> None:
+    model, message = DigitsMLP(width=8), "not a directory that flatwing wrote" if overwrite else "exists"
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "flatwing.json").write_text("{}")
+    for name, target in (("link", "real"), ("dangling", "nowhere")):
+        (tmp_path / name).symlink_to(tmp_path / target)
+        refused(tmp_path, message, model, tmp_path / name, overwrite=overwrite, calibration=DATA)
+        assert (tmp_path / name).is_symlink()
+    (tmp_path / "out.partial").symlink_to(tmp_path / "real")
+    refused(tmp_path, "is in the way", model, tmp_path / "out", overwrite=overwrite, calibration=DATA)
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {".env": "secret", "sub/.netrc": "secret"},
+        {".notes-abcdefgh.txt": "mine"},
+        {"options.json": '{"options": {"a": 1}}', "thesis.txt": "precious"},
+        {"options.json": '{"a": 1}'},
+        {"options.json": "[1]"},
+        {"options.json": '{"format": "flatwing.work", "options": 3}'},
+        {"options.json": "\udcff"},
+    ],
+)
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_folder_of_another_kind_beside_the_output(tmp_path: Path, files: dict[str, str], overwrite: bool) -> None:
+    for name, content in files.items():
+        file = tmp_path / "out.partial" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content.encode(errors="surrogateescape"))
+    refused(tmp_path, "is in the way", DigitsMLP(width=8), tmp_path / "out", overwrite=overwrite, calibration=DATA)
+
+
+def test_own_files_in_a_work_folder_stay(tmp_path: Path) -> None:
+    """Of the work folder only what a run makes is removed."""
+    folder = tmp_path / "out.partial"
+    work = Work(tmp_path / "out", {"seed": 0}, overwrite=False)
+    (folder / "sub").mkdir()
+    for name in (".env", "notes.txt", "sub/.netrc"):
+        (folder / name).write_text("mine")
+    (folder / "layers" / ".0123-ab_01xyz.safetensors").write_text("half a layer")
+    work.write("explored.json", {})
+    Work(tmp_path / "out", {"seed": 0}, overwrite=False)
+    assert sorted(tree(folder)) == [
+        ".env", "explored.json", "layers", "notes.txt", "options.json", "sub", "sub/.netrc"
+    ]  # fmt: skip
+    work.discard()
+    assert sorted(tree(folder)) == [".env", "notes.txt", "sub", "sub/.netrc"]

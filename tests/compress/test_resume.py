@@ -1,5 +1,6 @@
 """Killed at any moment and started again, a compression ends with the bytes of one that was left alone."""
 
+import json
 import os
 import random
 import signal
@@ -12,7 +13,10 @@ import pytest
 import torch
 
 from flatwing.compress import compress
-from flatwing.compress.work import Work, check_output
+from flatwing.compress.batch import Batch
+from flatwing.compress.costs import unit_cost
+from flatwing.compress.layerwise import LayerResult
+from flatwing.compress.work import Layers, Work, check_output, fingerprint
 from flatwing.train import DigitsMLP
 
 KILLS = int(os.environ.get("FLATWING_KILLS", "4"))  # more on demand: each one starts the run again
@@ -89,10 +93,10 @@ def test_killed_after_every_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
     run(tmp_path / "whole")
     wanted, out, written = content(tmp_path / "whole"), tmp_path / "out", []
-    write, save = Work.write, Work.save
+    write, save = Work.write, Layers.save
 
     def die_after(function: Any) -> Any:
-        def wrapped(self: Work, name: str, *args: Any) -> None:
+        def wrapped(self: Any, name: str, *args: Any) -> None:
             known = name in written
             function(self, name, *args)
             if not known:
@@ -102,7 +106,7 @@ def test_killed_after_every_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         return wrapped
 
     monkeypatch.setattr(Work, "write", die_after(write))
-    monkeypatch.setattr(Work, "save", die_after(save))
+    monkeypatch.setattr(Layers, "save", die_after(save))
     for _ in range(40):
         try:
             run(out)
@@ -176,3 +180,95 @@ def test_other_options_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out.partial").rglob("*")} == before
     run(tmp_path / "out", heal=0, budget=0.4, overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def stopped_before_output(out: Path, **options: Any) -> None:
+    """A run that is interrupted when all layers are finished."""
+
+    def stop(self: Work) -> None:
+        raise KeyboardInterrupt("stopped")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Work, "begin_output", stop)
+        with pytest.raises(KeyboardInterrupt, match="stopped"):
+            run(out, **options)
+
+
+def test_costs_that_change_do_not_change_the_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A latency measured again is another one: the run goes on with the prices that it began with."""
+    factor = [1.0]
+
+    def drifting(unit: str, layers: Any, **options: Any) -> Any:
+        plain = unit_cost("parameters", layers, **options)
+        return lambda name, candidate: plain(name, candidate) * (1.0 if candidate is None else factor[0])
+
+    monkeypatch.setattr("flatwing.compress.pipeline.unit_cost", drifting)
+    run(tmp_path / "whole", heal=0, unit="latency")
+    wanted = json.loads((tmp_path / "whole" / "result.json").read_text())
+    for slower in (0.7, 100.0):  # with the last, nothing would fit the budget
+        out = tmp_path / f"out{slower}"
+        factor[0] = 1.0
+        stopped_before_output(out, heal=0, unit="latency")
+        factor[0] = slower
+        run(out, heal=0, unit="latency")
+        result = json.loads((out / "result.json").read_text())
+        assert result["budget"] == wanted["budget"]
+        assert [row["structure"] for row in result["layers"]] == [row["structure"] for row in wanted["layers"]]
+        assert content(out) == content(tmp_path / "whole")
+
+
+def test_layers_of_another_plan_are_not_taken(tmp_path: Path) -> None:
+    layer = torch.nn.Linear(8, 8)
+    result = LayerResult("a", "dense", 64, 64, 0.0, 0.0, 0.0, 0.0, 1.0, 9)
+    work = Work(tmp_path / "out", {"seed": 0}, overwrite=False)
+    assert not work.has_layers
+    work.layers({"a": "dense", "b": "dense"}).save("a", layer, result)
+    assert work.has_layers
+    assert work.layers({"a": "dense", "b": "low_rank(rank=2)"}).load("a", layer) is None
+    found = work.layers({"a": "dense", "b": "dense"}).load("a", layer)
+    assert found is not None
+    assert found[1] == result
+
+
+def test_finished_layers_survive_a_plan_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "out"
+    stopped_before_output(out, heal=0)
+    for plan in (tmp_path / "out.partial").glob("plan_*.json"):
+        plan.unlink()
+
+    def fail(*args: Any) -> None:
+        raise ValueError("the budget is too small")
+
+    monkeypatch.setattr("flatwing.compress.pipeline.decide", fail)
+    with pytest.raises(ValueError, match="the budget is too small"):
+        run(out, heal=0)
+    assert list((tmp_path / "out.partial" / "layers").iterdir())
+
+
+def test_other_task_targets_and_version_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = torch.rand(60, 64, generator=torch.Generator().manual_seed(0)), torch.arange(60) % 10
+
+    def batches(y: torch.Tensor) -> list[Batch]:
+        return [Batch((x[i : i + 20],), targets=y[i : i + 20]) for i in (0, 20, 40)]
+
+    stopped_before_output(tmp_path / "out", heal=0, calibration=batches(y), samples=None)
+    for options, name in (
+        ({"calibration": batches(y), "task": "other"}, "task"),
+        ({"calibration": batches(y.flip(0))}, "calibration"),
+    ):
+        with pytest.raises(ValueError, match=f"unfinished run with another {name}"):
+            run(tmp_path / "out", heal=0, samples=None, **options)
+    monkeypatch.setattr("flatwing.__version__", "0.0.0")
+    with pytest.raises(ValueError, match="unfinished run with another flatwing"):
+        run(tmp_path / "out", heal=0, calibration=batches(y), samples=None)
+
+
+def test_fingerprint_sees_all_that_counts() -> None:
+    ones = torch.ones(4)
+    values = [
+        ones, ones.int(), ones.bfloat16(), ones.reshape(2, 2), torch.tensor(1.0), [ones], [ones, None], {"a": ones},
+        {"b": ones}, {"a": ones, "b": 1}, {"a": ones, "b": True}, "a", b"a", None, [["a"], "b"], [["a", "b"]],
+    ]  # fmt: skip
+    assert len({fingerprint(value) for value in values}) == len(values)
+    assert fingerprint({"a": [torch.ones(4)]}) == fingerprint({"a": [ones]})
+    assert fingerprint(object()) == fingerprint(object())  # whose address must not count

@@ -23,7 +23,7 @@ def finished(out: Path, text: str = "old") -> None:
 def test_the_same_job_resumes_with_its_parts(tmp_path: Path) -> None:
     work = started(tmp_path / "out", {"a": 1})
     (work.parts / "0").write_text("part")
-    (work.parts / ".1-xyz").write_text("half a part")
+    (work.parts / ".00001-ab_01xyz.safetensors").write_text("half a part")
     again = WorkFolder(tmp_path / "out")
     assert again.prepare({"a": 1})
     assert [path.name for path in again.parts.iterdir()] == ["0"]
@@ -42,7 +42,7 @@ def test_another_job_is_refused_or_starts_over(tmp_path: Path) -> None:
 
 def test_out_exists(tmp_path: Path) -> None:
     finished(tmp_path / "out")
-    with pytest.raises(ValueError, match=r"out' exists\. Rule: a new directory; use --overwrite"):
+    with pytest.raises(ValueError, match=r"out' exists\. Rule: nothing is overwritten"):
         WorkFolder(tmp_path / "out").prepare({"a": 1})
     assert not (tmp_path / "out.partial").exists()
 
@@ -82,7 +82,7 @@ def test_a_folder_in_the_way_is_left_alone(tmp_path: Path) -> None:
 
 def test_killed_before_the_first_write(tmp_path: Path) -> None:
     (tmp_path / "out.partial" / "parts").mkdir(parents=True)
-    (tmp_path / "out.partial" / ".job-abc.json").write_text("{")
+    (tmp_path / "out.partial" / ".job-ab_01xyz.json").write_text("{")
     assert WorkFolder(tmp_path / "out").prepare({"a": 1})
 
 
@@ -132,3 +132,32 @@ def test_killed_while_it_replaces(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_the_parent_must_exist(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"the folder '.*none' does not exist\. Make it first"):
         WorkFolder(tmp_path / "none" / "out").prepare({})
+
+
+@pytest.mark.parametrize("text", ['{"a": 1}', '{"a": 1, "finished": true}', "[1]", '{"format": "flatwing.parts"}'])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_job_that_is_not_ours_is_left_alone(tmp_path: Path, text: str, overwrite: bool) -> None:
+    folder = tmp_path / "out.partial"
+    folder.mkdir()
+    (folder / "job.json").write_text(text)
+    (folder / "thesis.tex").write_text("years of work")
+    with pytest.raises(ValueError, match="is in the way and is not unfinished work of flatwing"):
+        WorkFolder(tmp_path / "out").prepare({"a": 1}, overwrite=overwrite)
+    assert (folder / "thesis.tex").exists()
+
+
+def test_only_what_a_job_makes_is_removed(tmp_path: Path) -> None:
+    work = started(tmp_path / "out", {"a": 1})
+    for file in (work.folder / ".env", work.parts / ".notes"):
+        file.write_text("mine")
+    assert WorkFolder(tmp_path / "out").prepare({"a": 1})
+    assert (work.parts / ".notes").exists()
+    assert work.prepare({"a": 2}, overwrite=True)
+    assert (work.folder / ".env").read_text() == "mine"
+
+
+def test_a_link_as_the_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "out.partial").symlink_to(tmp_path / "real")
+    with pytest.raises(ValueError, match="is in the way"):
+        WorkFolder(tmp_path / "out").prepare({"a": 1}, overwrite=True)

@@ -16,10 +16,11 @@ from torch import nn
 from ..nn import densify_
 from ..report import write as write_report
 from ..train import EXAMPLES
-from .calibration import load_data
+from .calibration import Data, load_data
 from .load import load
 from .options import Options, check_task
 from .pipeline import Pipeline
+from .place import require_apart
 from .record import make_record, write_output
 from .source import Source, from_directory, from_example, from_module
 from .trace import evaluating
@@ -138,14 +139,16 @@ def compress(
             "Rule: start it without torchrun, or give --weights-only, whose matrices are shared out."
         )
     if target is not None and not dry_run:
+        for given, what in ((model, "the model"), (calibration, "the calibration data")):
+            if isinstance(given, (str, os.PathLike)):
+                require_apart(target, given, what)
+                require_apart(partial(target), given, what)
         check_output(target, overwrite)
     with torch.random.fork_rng([]), evaluating(*([model] if isinstance(model, nn.Module) else [])):
         torch.manual_seed(seed)
         source = _source(model, example, task, seed, None if dry_run else target, progress)
-        record = asked.to_dict() | {"samples": samples, "length": length, "field": field, "source": source.fingerprint}
         data = load_data(source, calibration, field=field, samples=samples, length=length)
-        hashes = "".join(fingerprint(batch.inputs) for batch in data.batches)
-        record["calibration"] = f"{data.source} {len(data.fit)} {fingerprint(hashes.encode())}"
+        record = asked.to_dict() | {"samples": samples, "length": length, "field": field} | _facts(source, data)
         pipeline = Pipeline(source, data, asked, None, progress)  # which refuses bad globs before anything is written
         if dry_run:
             return _dry_run(pipeline)
@@ -159,6 +162,20 @@ def compress(
 
 def _names(given: str | Iterable[str]) -> tuple[str, ...]:
     return (given,) if isinstance(given, str) else tuple(given)
+
+
+def _facts(source: Source, data: Data) -> dict[str, Any]:
+    """What the result depends on besides options: an interrupted run goes on only if it is the same."""
+    from .. import __version__
+
+    parts = (data.fit, data.heldout, data.test)
+    hashes = [[fingerprint(vars(batch)) for batch in part] for part in parts]
+    return {
+        "task": source.task,
+        "source": source.fingerprint,
+        "calibration": f"{data.source} {fingerprint(hashes)}",
+        "flatwing": __version__,
+    }
 
 
 def _source(
@@ -193,8 +210,8 @@ def _run(pipeline: Pipeline, record: dict[str, Any]) -> Compression:
     metrics: dict[str, Any] = {"before": pipeline.measured("before", source.model)}
     try:
         plans = pipeline.plan(share)
-    except ValueError:  # no structure is that small: nothing to resume
-        if work is not None:
+    except ValueError:  # no structure is that small: nothing to resume, and another budget is not in the way
+        if work is not None and not work.has_layers:
             work.discard()
         raise
     model, results = pipeline.factorized(plans)
@@ -205,7 +222,7 @@ def _run(pipeline: Pipeline, record: dict[str, Any]) -> Compression:
     if options.heal and any(plan.candidate for plan in plans):
         steps, rate = pipeline.healed(model)
         metrics["healed"] = pipeline.measured("healed", model)
-    if share < 1:
+    if share < 1 or options.quantize:  # int8 loses something even where every layer is kept
         metrics["quantized"] = pipeline.measured("quantized", pipeline.quantized(model))
     times, speeds = pipeline.timed(model), pipeline.speeds(model)
     metrics["before"]["latency"] = times["before"]

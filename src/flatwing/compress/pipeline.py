@@ -6,6 +6,7 @@ import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, final
 
 import torch
@@ -23,6 +24,7 @@ from .layerwise import LayerResult, fit_layers
 from .measure import flops, linear_parameters, parameters, peak_memory, state_bytes
 from .options import Options
 from .plan import LayerPlan
+from .prices import Prices
 from .quantize import fake_quantized, quantizable, quantized_state
 from .save import tensors_of
 from .source import Source
@@ -48,6 +50,7 @@ class Pipeline:
     work: Work | None = None
     progress: Progress | None = None
     seconds: dict[str, float] = field(default_factory=dict)
+    results: dict[str, Any] = field(default_factory=dict)  # of finished stages, where there is no work folder
 
     def __post_init__(self) -> None:
         self.layers, self.skipped = choose_layers(self.source.model, self.options)
@@ -60,13 +63,21 @@ class Pipeline:
             reasons = "; ".join(f"{name}: {why}" for name, why in list(self.skipped.items())[:3])
             raise ValueError(f"there is no layer to compress. {reasons or 'The network has no linear layers.'}")
         quantized = self.options.quantize is not None
-        self.cost = unit_cost(self.options.unit, self.layers, quantized=quantized, calls=calls)
-        self.dense_cost = sum(self.cost(name, None) for name in self.layers)
+        self.cost = Prices(unit_cost(self.options.unit, self.layers, quantized=quantized, calls=calls))
+
+    @cached_property
+    def dense_cost(self) -> float:
+        """What the layers cost as they are."""
+        self.explored()  # which knows the prices of an interrupted run
+        return sum(self.cost(name, None) for name in self.layers)
 
     def _once(self, name: str, compute: Callable[[], Any]) -> Any:
         begin = time.perf_counter()
-        result = compute() if self.work is None else self.work.once(name, compute)
-        self.seconds[name] = time.perf_counter() - begin
+        if self.work is not None:
+            result = self.work.once(name, compute)
+        else:
+            result = self.results[name] if name in self.results else self.results.setdefault(name, compute())
+        self.seconds.setdefault(name, time.perf_counter() - begin)
         return result
 
     def explored(self) -> list[Explored]:
@@ -86,17 +97,23 @@ class Pipeline:
             )
             return [own.to_dict() for own in found]
 
-        return [Explored.from_dict(own) for own in self._once("explored", compute)]
+        found = [Explored.from_dict(own) for own in self._once("explored", compute)]
+        self.cost.learn(found)
+        return found
 
     def plan(self, share: float) -> list[LayerPlan]:
-        """The decision for every layer at a share of the dense cost; a share of 1 or more keeps all layers."""
+        """The decision for every layer at a share of the dense cost, made once; of 1 or more keeps all layers."""
         explored = self.explored()
         if share >= 1:
             return [
                 LayerPlan(e.name, e.shape, None, e.shape[0] * e.shape[1], 0.0, 0.0, 0.0, e.sensitivity, e.spectrum)
                 for e in explored
             ]
-        return decide(explored, share * self.dense_cost, self.cost)
+
+        def compute() -> list[dict[str, Any]]:
+            return self.cost.keep(decide(explored, share * self.dense_cost, self.cost))
+
+        return self.cost.recall(self._once(f"plan_{share}", compute))
 
     def searched(self) -> tuple[float, list[dict[str, Any]]]:
         """The smallest share whose loss on held-out data stays within `max_loss`, and what was seen on the way."""
@@ -140,7 +157,7 @@ class Pipeline:
             self.data.batches,
             len(self.data.fit),
             anchored=self.options.anchored,
-            store=self.work if keep else None,
+            store=self.work.layers({plan.name: plan.structure for plan in plans}) if self.work and keep else None,
             seed=self.options.seed,
             progress=self.progress,
         )
