@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, final
@@ -40,19 +40,22 @@ class Walk:
     front of it and behind it, and networks without a trunk, are reached by running the whole network.
     `compressed` may be the original itself: then x = h, and nothing is anchored; nor is it for a batch in which a layer
     is not called, or gets other rows, in one of the two, as experts do: x = h there too. Neither network changes.
-    Cost, besides that of the segments: two calls per batch.
+    Cost, besides that of the segments: one call per batch, and two for the first.
     """
 
     def __init__(self, original: nn.Module, compressed: nn.Module, layers: Sequence[str], batches: Sequence[Batch]):
         self.original, self.compressed, self.batches = original, compressed, list(batches)
-        uses = self._uses(layers)
-        self.unused = [name for name in layers if name not in uses]
         self._calls: dict[str, list[list[Call]]] = {}  # [side][block][batch]: arguments besides the state
         self._states: dict[str, list[torch.Tensor]] = {}
         self._kept: dict[int, dict[str, Seen]] = {}  # of the segment at hand
-        self.trunk = find_trunk(original, list(uses), self.batches[0])
-        if self.trunk is not None and not self._enter_trunk("original"):
-            self.trunk = None  # some batch skips blocks
+        modules = {name: original.get_submodule(name) for name in layers}
+        first = self.batches[0]
+        called = sources(modules, lambda: call_apart(original, first.args, first.kwargs))
+        self.trunk = find_trunk(original, list(called), first)
+        uses = _merged(self._enter(modules) if self.trunk is None else self._enter_trunk("original", modules))
+        self.unused = [name for name in layers if name not in uses]
+        if "original" not in self._calls:
+            self.trunk = None  # there is none, or some batch skips blocks
         self.segments = self._segments(uses)
 
     def __iter__(self) -> Iterator[Segment]:
@@ -61,8 +64,9 @@ class Walk:
             self._kept = {}
             if segment.block == 0:
                 for side in self._sides():
-                    if side not in self._calls and not self._enter_trunk(side):
-                        self._calls[side] = self._calls["original"]
+                    if side not in self._calls:
+                        self._enter_trunk(side, {})
+                        self._calls.setdefault(side, self._calls["original"])
             yield segment
             if segment.block is not None:
                 self._advance(segment)
@@ -135,39 +139,27 @@ class Walk:
         same = self.compressed is self.original
         return {"original": self.original} | ({} if same else {"compressed": self.compressed})
 
-    def _enter_trunk(self, side: str) -> bool:
-        """Record what every block is called with; False if some batch does not call all blocks in turn."""
+    def _enter(self, layers: Mapping[str, nn.Module]) -> list[dict[str, tuple]]:
+        return [sources(layers, lambda b=b: call_apart(self.original, b.args, b.kwargs)) for b in self.batches]
+
+    def _enter_trunk(self, side: str, layers: Mapping[str, nn.Module]) -> list[dict[str, tuple]]:
+        """Record what every block is called with, unless a batch skips blocks; per batch, the sources of the layers."""
         assert self.trunk is not None
-        model = self._sides()[side]
+        model, used, arguments = self._sides()[side], [], []
         blocks = len(list(model.get_submodule(self.trunk).children()))
-        states, arguments = [], []
+        self._states[side] = []
         for batch in self.batches:
-            calls = record(model, self.trunk, batch)
-            states += [state for state, *_ in calls[:1]]
+            calls: list[Recorded] = []
+            used.append(sources(layers, lambda b=batch, c=calls: c.extend(record(model, str(self.trunk), b))))
+            self._states[side] += [state for state, *_ in calls[:1]]
             arguments.append([(args, kwargs) for _, args, kwargs, _ in calls])
-        self._states[side] = states
-        complete = all(len(calls) == blocks for calls in arguments)
-        if complete:
+        if all(len(calls) == blocks for calls in arguments):
             self._calls[side] = [list(calls) for calls in zip(*arguments, strict=True)]
-        return complete
+        return used
 
     def _advance(self, segment: Segment) -> None:
         for side, model in self._sides().items():
             self._states[side] = [main_output(self._run(model, side, segment, i)) for i in range(len(self.batches))]
-
-    def _uses(self, layers: Sequence[str]) -> dict[str, tuple]:
-        """Each layer that some batch uses, in the order of use, with what identifies its inputs in every batch."""
-        modules = {name: self.original.get_submodule(name) for name in layers}
-        order: list[str] = []
-        used = []
-        for batch in self.batches:
-            used.append(sources(modules, lambda b=batch: call_apart(self.original, b.args, b.kwargs)))
-            place = 0
-            for name in used[-1]:  # a layer that earlier batches did not use comes behind the one before it
-                if name not in order:
-                    order.insert(place, name)
-                place = order.index(name) + 1
-        return {name: tuple(own.get(name) for own in used) for name in order}
 
     def _block(self, name: str) -> int | None:
         prefix = f"{self.trunk}."
@@ -186,6 +178,18 @@ class Walk:
         count = len(list(self.original.get_submodule(self.trunk).children()))
         blocks = [tuple(stage for block, stage in stages if block == k) for k in range(count)]
         return [*before, *(Segment(f"{self.trunk}.{k}", k, own) for k, own in enumerate(blocks)), *after]
+
+
+def _merged(used: Sequence[Mapping[str, tuple]]) -> dict[str, tuple]:
+    """Each layer that some batch uses, in the order of use, with what identifies its inputs in every batch."""
+    order: list[str] = []
+    for own in used:
+        place = 0
+        for name in own:  # a layer that earlier batches did not use comes behind the one before it
+            if name not in order:
+                order.insert(place, name)
+            place = order.index(name) + 1
+    return {name: tuple(own.get(name) for own in used) for name in order}
 
 
 def _inputs(layer: nn.Module) -> int:
