@@ -13,7 +13,7 @@ from torch import nn
 
 from ..factorize import Metric
 from ..nn import LinearInfo
-from .batch import Batch, main_output, select, until
+from .batch import Batch, main_output, until
 from .candidates import STRUCTURES, Candidate, candidate
 from .divergence import divergence
 from .moments import Target
@@ -85,7 +85,7 @@ def explore(
     widest = max(layer.in_features for layer in layers.values())
     some = until(batches, max(POSITIONS, 10 * widest))
     walk = Walk(model, model, list(layers), some)
-    probe = _Probe(model, batches[0], task)
+    probe = _Probe(model, batches, task)
     found: list[Explored] = []
     for segment in walk:
         for stage, moments in walk.inputs(segment).items():
@@ -169,14 +169,12 @@ def spectrum(W: torch.Tensor, metric: Metric) -> tuple[float, ...]:
 class _Probe:
     """How much the outputs change per squared relative error of one layer, measured by making one."""
 
-    def __init__(self, model: nn.Module, batch: Batch, task: str) -> None:
-        rows = max(1, round(PROBE * len(batch.inputs) / max(1, batch.positions)))
-        self.model, self.task = model, task
-        self.batch = select(batch, torch.arange(min(rows, len(batch.inputs))))
-        self.reference = self._outputs({})
+    def __init__(self, model: nn.Module, batches: Sequence[Batch], task: str) -> None:
+        self.model, self.task, self.batches = model, task, until(batches, PROBE)
+        self.references = [self._outputs(batch, {}) for batch in self.batches]
 
-    def _outputs(self, parameters: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        return main_output(call_apart(self.model, self.batch.args, self.batch.kwargs, parameters))
+    def _outputs(self, batch: Batch, parameters: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        return main_output(call_apart(self.model, batch.args, batch.kwargs, parameters))
 
     def sensitivity(self, layer: LinearInfo, target: Target) -> float:
         W, (m, n) = matrix(layer), (layer.out_features, layer.in_features)
@@ -188,7 +186,8 @@ class _Probe:
         dense, error = fit.structure.dense(), fit.error
         if error < VISIBLE:
             dense, error = torch.zeros_like(W), 1.0
-        change = divergence(self.reference, self._outputs(instead(layer, dense, target)), self.batch, self.task)
+        new, pairs = instead(layer, dense, target), zip(self.references, self.batches, strict=True)
+        change = torch.cat([divergence(r, self._outputs(batch, new), batch, self.task) for r, batch in pairs])
         mean = float(change.double().mean())
         if not isfinite(mean):
             raise ValueError(
