@@ -125,6 +125,16 @@ def test_load_needs_the_network(done: tuple[Net, dict[str, Any], Compression]) -
     assert not same(model.state_dict(), loaded.state_dict())
 
 
+def test_targets_tell_the_task() -> None:
+    batches = [(DATA[i : i + 50], torch.arange(50) % 5) for i in range(0, 300, 50)]
+    done = compress(Net(), budget=0.5, calibration=batches, **QUICK)
+    assert done.result["task"] == "classification"
+    assert done.metrics["compressed"]["accuracy"] is not None
+    assert any("taken for a classifier" in warning for warning in done.result["calibration"]["warnings"])
+    named = compress(Net(), budget=0.5, calibration=batches, task="other", **QUICK)
+    assert named.result["task"] == "other"
+
+
 def test_same_call_same_network() -> None:
     model = DigitsMLP(width=16)
     one, two = (compress(model, budget=0.5, heal=3, heal_lr=1e-3, **QUICK) for _ in range(2))

@@ -16,7 +16,7 @@ from torch import nn
 from ..nn import densify_
 from ..report import write as write_report
 from ..train import EXAMPLES
-from .calibration import Data, load_data
+from .calibration import Data, by_targets, load_data
 from .load import load
 from .options import Options, check_task
 from .pipeline import Pipeline
@@ -148,6 +148,8 @@ def compress(
         torch.manual_seed(seed)
         source = _source(model, example, task, seed, None if dry_run else target, progress)
         data = load_data(source, calibration, field=field, samples=samples, length=length)
+        if task is None:
+            source, data = by_targets(source, data)
         record = asked.to_dict() | {"samples": samples, "length": length, "field": field} | _facts(source, data)
         pipeline = Pipeline(source, data, asked, None, progress)  # which refuses bad globs before anything is written
         if dry_run:
