@@ -354,8 +354,9 @@ def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
     if not Path("/proc/self/status").exists():
         pytest.skip("needs /proc to read the peak")
     tensor = torch.randn(512, 512)
-    for count in (2, 40):
+    for count in (2, 80):
         save_file({f"{i}.fc.weight": tensor + i for i in range(count)}, tmp_path / f"{count}.safetensors")
-    paths = [str(tmp_path / name) for name in ("2.safetensors", "40.safetensors", "a", "b")]
+    paths = [str(tmp_path / name) for name in ("2.safetensors", "80.safetensors", "a", "b")]
     done = subprocess.run([sys.executable, "-c", code, *paths], capture_output=True, text=True, check=True)
-    assert int(done.stdout) * 1024 < 19 * tensor.nbytes  # the larger model is 38 tensors larger
+    # the larger model is 78 tensors larger; what the allocator keeps varies by some 20
+    assert int(done.stdout) * 1024 < 39 * tensor.nbytes
