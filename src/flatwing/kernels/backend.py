@@ -1,0 +1,88 @@
+"""Backend: one way to multiply by a product of factors, and the registry of them."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, final
+
+import torch
+
+from ..core import Registry
+from ..structure import Chain
+
+Layout = Literal["batch-first", "batch-last"]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What is to be multiplied: everything that the choice of a backend may depend on.
+
+    >>> Task(Chain.butterfly(8), rows=16).dtype
+    torch.float32
+    """
+
+    chain: Chain
+    rows: int
+    """Number of vectors."""
+    dtype: torch.dtype = torch.float32
+    device: str = "cpu"
+    """Kind of device: "cpu", "cuda"."""
+    layout: Layout = "batch-first"
+    """Vectors are the rows (batch-first) or the columns (batch-last) of what is multiplied."""
+    train: bool = False
+    """Whether both gradients are counted in, too."""
+    threads: int = 1
+
+
+class Gradients(NamedTuple):
+    """Gradients of one multiplication; None for what was not asked for."""
+
+    x: torch.Tensor | None
+    factors: list[torch.Tensor] | None
+
+
+class Backend(abc.ABC):
+    """Law: `forward` equals x @ (K_1 ... K_L)^T up to rounding for every task that `unsupported_because` lets pass.
+
+    Factors are (a*d, b, c), leftmost first; `depths` are the d of their patterns, so a = blocks // d. Factors may have
+    any strides. x has the dtype of the factors, any strides, and the shape (rows, n), or (n, rows) if `last`.
+    """
+
+    native: bool = False
+    """True if `forward` is made of differentiable torch operations, which autograd and compilers see through."""
+
+    @abc.abstractmethod
+    def unsupported_because(self, task: Task) -> str | None:
+        """None if supported, else a reason a user can act on."""
+
+    @abc.abstractmethod
+    def seconds(self, task: Task) -> float:
+        """Predicted time of one call, without the overhead that all backends share."""
+
+    @abc.abstractmethod
+    def forward(
+        self, x: torch.Tensor, factors: Sequence[torch.Tensor], depths: Sequence[int], last: bool
+    ) -> torch.Tensor:
+        """A new contiguous (rows, m), or (m, rows) if `last`."""
+
+    def backward(
+        self,
+        x: torch.Tensor,
+        factors: Sequence[torch.Tensor],
+        depths: Sequence[int],
+        grad: torch.Tensor,
+        last: bool,
+        need_x: bool = True,
+        need_factors: bool = True,
+    ) -> Gradients:
+        """Gradients for x and all factors, conjugated as autograd wants them; `grad` has the shape of the result.
+
+        Only backends that are not `native` have it.
+        """
+        raise TypeError(f"{type(self).__name__} is differentiated by autograd.")
+
+
+BACKENDS: Registry[Backend] = Registry("backend")
