@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, NamedTuple, final
 
 import torch
@@ -83,6 +84,20 @@ class Backend(abc.ABC):
         Only backends that are not `native` have it.
         """
         raise TypeError(f"{type(self).__name__} is differentiated by autograd.")
+
+
+def chain_of(factors: Sequence[torch.Tensor], depths: Sequence[int]) -> Chain:
+    """The chain of factors (a*d, b, c) with these d.
+
+    >>> print(chain_of([torch.ones(2, 2, 2), torch.ones(2, 2, 2)], (2, 1)))
+    (1,2,2,2)(2,2,2,1)
+    """
+    return _chain(tuple((w.shape[0] // d, w.shape[1], w.shape[2], d) for w, d in zip(factors, depths, strict=True)))
+
+
+@lru_cache(maxsize=1024)
+def _chain(patterns: tuple[tuple[int, ...], ...]) -> Chain:
+    return Chain(patterns)
 
 
 BACKENDS: Registry[Backend] = Registry("backend")

@@ -65,6 +65,11 @@ class Chain(ChainFamilies):
         """Parameters over entries, nnz / (m n); above 1 the dense matrix is smaller."""
         return self.nnz / prod(self.shape)
 
+    @cached_property
+    def depths(self) -> tuple[int, ...]:
+        """The d of every pattern, leftmost first: what the shapes (a*d, b, c) of the factors leave open."""
+        return tuple(p.d for p in self.patterns)
+
     @property
     def T(self) -> Chain:
         """The chain of the transposed product; of a chainable chain with two or more factors it is the dual flavour."""
@@ -180,9 +185,13 @@ class Chain(ChainFamilies):
         return Chain((*self.patterns, *other.patterns)) if isinstance(other, Chain) else NotImplemented
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Chain) and self.patterns == other.patterns
+        return self is other or (isinstance(other, Chain) and self.patterns == other.patterns)
 
     def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:  # chains are looked up in every multiplication
         return hash(self.patterns)
 
     def __str__(self) -> str:

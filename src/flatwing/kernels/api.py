@@ -1,0 +1,173 @@
+"""multiply: a product of factors applied to vectors, by the backend that suits; explain: which one, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+import torch
+from jaxtyping import Num
+
+from ..structure import Chain, SparseProduct
+from . import dispatch
+from .backend import BACKENDS, Layout, Task
+from .plan import Plan, merged_factors, plan_for, task_of
+
+LAYOUTS = ("batch-first", "batch-last")
+
+
+def list_backends() -> list[str]:
+    """Names of the backends, in order of registration.
+
+    >>> list_backends()[:3]
+    ['reference', 'bmm', 'dense']
+    """
+    return list(BACKENDS)
+
+
+def multiply(
+    x: Num[torch.Tensor, "..."],
+    product: SparseProduct,
+    *,
+    backend: str = "auto",
+    layout: Layout = "batch-first",
+) -> Num[torch.Tensor, "..."]:
+    """x @ product.dense().T for x (..., n), without making the matrix; differentiable to any order.
+
+    Args:
+        x: vectors along the last dimension; along the first one, (n, ...), for the layout "batch-last".
+        product: (m, n), or a batch (*batch, m, n) for x (*batch, k, n). It may carry permutations.
+        backend: "auto", or one of `list_backends()`, which then runs or raises.
+        layout: where the vectors are; the result (..., m), or (m, ...), has the same layout.
+
+    The dtype is the common one of x and the factors, or that of `torch.autocast`. Works under `torch.func` (vmap, grad,
+    jvp, ...), forward-mode differentiation, `torch.compile`, `torch.export`. All backends compute the same function of
+    finite numbers; half precision is accumulated in float32. Cost: 2 nnz multiplications and additions per vector.
+
+    Raises `TypeError` for what is no tensor or product, `ValueError` for sizes that do not fit, devices that differ, an
+    unknown backend (naming the nearest) or one that does not support the task.
+
+    >>> P = SparseProduct(Chain.butterfly(4), [torch.ones(2, 2, 2)] * 2)
+    >>> multiply(torch.ones(3, 4), P).tolist() == (torch.ones(3, 4) @ P.dense().T).tolist()
+    True
+    """
+    _check(x, product, layout)
+    last = layout == "batch-last"
+    if product.batch:
+        return _batched(x, product, backend, last)
+    n = x.shape[0 if last else -1]
+    if product.perm_in is not None:
+        x = x.index_select(0 if last else -1, product.perm_in)
+    flat = x if x.ndim == 2 else x.reshape((n, prod(x.shape[1:])) if last else (prod(x.shape[:-1]), n))
+    y = apply(flat, product.chain, product.factors, backend, last)
+    if product.perm_out is not None:
+        y = y.index_select(0 if last else -1, product.perm_out.argsort())
+    if x.ndim == 2:
+        return y
+    return y.reshape(len(y), *x.shape[1:]) if last else y.reshape(*x.shape[:-1], y.shape[-1])
+
+
+def apply(
+    x: torch.Tensor, chain: Chain, factors: Sequence[torch.Tensor], backend: str = "auto", last: bool = False
+) -> torch.Tensor:
+    """`multiply` for x (rows, n), or (n, rows) if `last`, and factors that are known to fit: what layers call."""
+    first, device = factors[0], x.device.type
+    if torch.is_autocast_enabled(device) and first.dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(device)
+        with torch.autocast(device, enabled=False):
+            return apply(x.to(dtype), chain, [w.to(dtype) for w in factors], backend, last)
+    if x.dtype != first.dtype:
+        dtype = torch.promote_types(x.dtype, first.dtype)
+        x, factors = x.to(dtype), [w.to(dtype) for w in factors]
+    depths = chain.depths
+    if torch.compiler.is_compiling():
+        # how many rows there will be is not known yet: "auto" is decided inside the operator, at each call
+        if backend != "auto" and BACKENDS[backend].native:
+            return BACKENDS[backend].forward(x, factors, depths, last)
+        return dispatch.run(x, factors, dispatch.Call(depths, backend, last))
+    if x.numel() == 0:
+        backend = "bmm" if backend == "auto" else backend
+    train = torch.is_grad_enabled() and (x.requires_grad or first.requires_grad)
+    plan = plan_for(task_of(chain, x, last, train), backend)
+    if plan.merged:
+        chain, factors = plan.chain, merged_factors(chain, factors, plan.merged)
+        depths = chain.depths
+    chosen = BACKENDS[plan.backend]
+    if chosen.native:
+        return chosen.forward(x, factors, depths, last)
+    return dispatch.run(x, factors, dispatch.Call(depths, plan.backend, last))
+
+
+def _batched(x: torch.Tensor, product: SparseProduct, backend: str, last: bool) -> torch.Tensor:
+    """A batch of products is a block-diagonal one: the batch multiplies `a`."""
+    batch, count = product.batch, prod(product.batch)
+    m, n = product.chain.shape
+    rows = x.shape[-1] if last else x.shape[-2]
+    flat = x.expand(*batch, *x.shape[-2:]).reshape(count, *x.shape[-2:])
+    if product.perm_in is not None:
+        flat = flat.index_select(-2 if last else -1, product.perm_in)
+    chain = Chain((p.a * count, p.b, p.c, p.d) for p in product.chain)
+    factors = [w.reshape(-1, *w.shape[-2:]) for w in product.factors]
+    wide = flat.reshape(count * n, rows) if last else flat.movedim(0, 1).reshape(rows, count * n)
+    y = apply(wide, chain, factors, backend, last)
+    y = y.reshape(count, m, rows) if last else y.reshape(rows, count, m).movedim(1, 0)
+    if product.perm_out is not None:
+        y = y.index_select(-2 if last else -1, product.perm_out.argsort())
+    return y.reshape(*batch, *y.shape[1:])
+
+
+def _check(x: Any, product: Any, layout: str) -> None:
+    if not isinstance(product, SparseProduct):
+        raise TypeError(f"product is a {type(product).__name__}. Rule: a SparseProduct, such as layer.product.")
+    if not isinstance(x, torch.Tensor):
+        raise TypeError(f"x is a {type(x).__name__}. Rule: a torch tensor; write torch.as_tensor(x).")
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout is {layout!r}. Rule: one of {', '.join(LAYOUTS)}.")
+    n = product.chain.shape[1]
+    axis = -1 if layout == "batch-first" else (-2 if product.batch else 0)
+    least = 2 if product.batch else 1
+    if x.ndim < least or x.shape[axis] != n:
+        places = {True: "(..., {n})", False: "({n}, ...)"}[layout == "batch-first"].format(n=n)
+        raise ValueError(
+            f"x has shape {tuple(x.shape)}, the product has {n} columns. Rule: x is {places} for the layout {layout}"
+            f"{f', with the batch {tuple(product.batch)} in front' if product.batch else ''}."
+        )
+    first = product.factors[0]
+    if x.device != first.device:
+        raise ValueError(f"x is on {x.device}, the product on {first.device}. Rule: one device; use .to({x.device}).")
+    if not (x.is_floating_point() or x.is_complex()):
+        raise ValueError(f"x is {x.dtype}. Rule: real or complex floating point; write x.to({first.dtype}).")
+
+
+def explain(
+    product: SparseProduct | Chain,
+    batch: int = 16,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    *,
+    backend: str = "auto",
+    layout: Layout = "batch-first",
+    train: bool = False,
+    threads: int | None = None,
+) -> Plan:
+    """The plan that `multiply` follows for `batch` vectors: backend, merges, predicted time, and why not the others.
+
+    Device and dtype default to those of the product (cpu and float32 for a chain), threads to those of torch. `train`
+    counts both gradients in. Raises as `multiply` does.
+
+    >>> explain(Chain.butterfly(1024), batch=256, backend="bmm").reason
+    'asked for by name'
+    """
+    if batch < 1:
+        raise ValueError(f"batch={batch}. Rule: at least one vector, batch=1.")
+    if isinstance(product, SparseProduct):
+        chain = Chain((p.a * prod(product.batch), p.b, p.c, p.d) for p in product.chain)
+        device, dtype = device or product.device, dtype or product.factors[0].dtype
+    elif isinstance(product, Chain):
+        chain = product
+    else:
+        raise TypeError(f"product is a {type(product).__name__}. Rule: a SparseProduct or a Chain.")
+    kind = torch.device(device or "cpu").type
+    count = torch.get_num_threads() if threads is None else threads
+    return plan_for(Task(chain, batch, dtype or torch.float32, kind, layout, train, count), backend)

@@ -1,0 +1,5 @@
+"""The backends; importing this module registers them in the order in which they are listed."""
+
+from . import reference as reference  # isort: skip
+from . import bmm as bmm  # isort: skip
+from . import dense as dense  # isort: skip

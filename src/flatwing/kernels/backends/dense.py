@@ -1,0 +1,38 @@
+"""dense: the factors multiplied to one matrix first, then one GEMM: the judge of all others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import final
+
+import torch
+from typing_extensions import override
+
+from ...structure import SparseProduct
+from ..backend import BACKENDS, Backend, Task, chain_of
+from ..cost import dense_seconds, merge_seconds
+
+
+@final
+class Dense(Backend):
+    """`x @ product.dense().T`; any device and dtype. Cost: the matrix is made in every call, O(m n) memory."""
+
+    native = True
+
+    @override
+    def unsupported_because(self, task: Task) -> str | None:
+        return None
+
+    @override
+    def seconds(self, task: Task) -> float:
+        return dense_seconds(task) + merge_seconds(task)
+
+    @override
+    def forward(
+        self, x: torch.Tensor, factors: Sequence[torch.Tensor], depths: Sequence[int], last: bool
+    ) -> torch.Tensor:
+        matrix = SparseProduct(chain_of(factors, depths), factors).dense()
+        return matrix @ x if last else torch.nn.functional.linear(x, matrix)
+
+
+BACKENDS.register("dense")(Dense())

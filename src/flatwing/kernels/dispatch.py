@@ -1,0 +1,215 @@
+"""How a compiled backend enters torch: eager calls, autograd of any order, transforms, compilers.
+
+Two paths, because no single registration of torch does everything. A custom operator is what compilers and exporters
+need, but forward-mode differentiation of it silently gives zero; an `autograd.Function` with a `jvp` does that, but
+compilers reject it. Both call the same two kernels, and everything beyond first derivatives is made of the plain torch
+operations in `native`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn import Parameter
+
+from . import native
+from .backend import BACKENDS, chain_of
+from .plan import plan_for, task_of
+
+_peek = torch._C._functorch.peek_interpreter_stack
+_modes = torch._C._len_torch_dispatch_stack
+_PLAIN = (Tensor, Parameter)
+
+
+class Call(NamedTuple):
+    """What an operation needs besides tensors."""
+
+    depths: tuple[int, ...]
+    backend: str
+    last: bool
+
+
+def run(x: Tensor, factors: Sequence[Tensor], call: Call) -> Tensor:
+    """The product applied to x (rows, n), or (n, rows) if `call.last`, by a backend that is not `native`."""
+    if torch.compiler.is_compiling():
+        return multiply_op(x, list(factors), list(call.depths), call.backend, call.last)
+    recording = torch.is_grad_enabled() and (x.requires_grad or any(w.requires_grad for w in factors))
+    if recording or _transformed():
+        return _Multiply.apply(x, call, *factors)
+    return _forward(x, factors, call)
+
+
+def _transformed() -> bool:
+    """Whether tensors may carry more than their values: tangents, or what `torch.func` wraps around them."""
+    return forward_ad._current_level >= 0 or _peek() is not None
+
+
+def _plain(x: Tensor, factors: Sequence[Tensor]) -> bool:
+    """Whether kernels may read the memory of these tensors at once, without asking torch what they are."""
+    if _modes() or _transformed() or type(x) not in _PLAIN or x.is_conj() or x.is_neg():
+        return False
+    for w in factors:
+        if type(w) not in _PLAIN or w.is_conj() or w.is_neg():
+            return False
+    return True
+
+
+def _forward(x: Tensor, factors: Sequence[Tensor], call: Call) -> Tensor:
+    if _plain(x, factors):
+        return BACKENDS[call.backend].forward(x, factors, call.depths, call.last)
+    return multiply_op(x, list(factors), list(call.depths), call.backend, call.last)
+
+
+class _Multiply(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, call: Call, *factors: Tensor) -> Tensor:
+        return _forward(x, factors, call)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, ctx.call, *factors = inputs
+        ctx.save_for_backward(x, *factors)
+        ctx.save_for_forward(x, *factors)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        x, *factors = ctx.saved_tensors
+        depths, backend, last = ctx.call
+        need_x, _, *needed = ctx.needs_input_grad
+        if torch.is_grad_enabled() or not (_plain(x, factors) and _plain(grad, ())):
+            gx, gw = native.backward(x, factors, depths, grad, last)
+            return (gx, None, *gw)
+        found = BACKENDS[backend].backward(x, factors, depths, grad, last, need_x, any(needed))
+        return (found.x, None, *(found.factors or [None] * len(factors)))
+
+    @staticmethod
+    def jvp(ctx: Any, dx: Tensor | None, _: None, *dfactors: Tensor | None) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        x, *factors = ctx.saved_tensors
+        return native.tangent(x, factors, ctx.call.depths, ctx.call.last, dx, dfactors)
+
+
+def resolve(
+    x: Tensor, factors: Sequence[Tensor], depths: Sequence[int], backend: str, last: bool, train: bool = False
+) -> str:
+    """The backend that runs: while a model is compiled it is not known yet with how many rows it will be called."""
+    chain = chain_of(factors, depths)
+    return plan_for(task_of(chain, x, last, train), backend).backend
+
+
+@torch.library.custom_op("flatwing::multiply", mutates_args=())
+def multiply_op(x: Tensor, factors: list[Tensor], depths: list[int], backend: str, last: bool) -> Tensor:
+    """The operator behind `multiply`: see `Backend.forward`."""
+    x, *factors = (t.resolve_conj().resolve_neg() for t in (x, *factors))
+    backend = resolve(x, factors, depths, backend, last)
+    y = BACKENDS[backend].forward(x, factors, tuple(depths), last).contiguous()
+    return y.clone() if y is x else y  # an operator must not return its input
+
+
+@torch.library.custom_op("flatwing::multiply_backward", mutates_args=())
+def backward_op(
+    x: Tensor, factors: list[Tensor], depths: list[int], backend: str, last: bool, grad: Tensor
+) -> list[Tensor]:
+    """Gradients for x and every factor: see `Backend.backward`."""
+    x, grad, *factors = (t.resolve_conj().resolve_neg() for t in (x, grad, *factors))
+    chosen = BACKENDS[resolve(x, factors, depths, backend, last, train=True)]
+    if chosen.native:
+        gx, gw = native.backward(x, factors, depths, grad, last)
+    else:
+        gx, gw = chosen.backward(x, factors, tuple(depths), grad, last)
+        assert gx is not None and gw is not None
+    return [gx.contiguous(), *(g.contiguous() for g in gw)]
+
+
+@multiply_op.register_fake
+def _(x: Tensor, factors: list[Tensor], depths: list[int], backend: str, last: bool) -> Tensor:
+    m = factors[0].shape[0] * factors[0].shape[1]
+    return x.new_empty((m, x.shape[1]) if last else (x.shape[0], m))
+
+
+@backward_op.register_fake
+def _(x: Tensor, factors: list[Tensor], depths: list[int], backend: str, last: bool, grad: Tensor) -> list[Tensor]:
+    return [x.new_empty(x.shape), *(w.new_empty(w.shape) for w in factors)]
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    x, factors, ctx.depths, ctx.backend, ctx.last, *grad = inputs
+    ctx.save_for_backward(x, *factors, *grad)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    x, *factors = ctx.saved_tensors
+    gx, *gw = backward_op(x, factors, ctx.depths, ctx.backend, ctx.last, grad)
+    return gx, gw, None, None, None
+
+
+def _backward_backward(ctx: Any, grads: Sequence[Tensor]) -> tuple[Any, ...]:
+    x, *factors, grad = ctx.saved_tensors
+
+    def first(x: Tensor, grad: Tensor, *factors: Tensor) -> tuple[Tensor, ...]:
+        gx, gw = native.backward(x, factors, ctx.depths, grad, ctx.last)
+        return gx, *gw
+
+    _, pullback = torch.func.vjp(first, x, grad, *factors)
+    gx, ggrad, *gw = pullback(tuple(grads))
+    return gx, gw, None, None, None, ggrad
+
+
+multiply_op.register_autograd(_backward, setup_context=_setup)
+backward_op.register_autograd(_backward_backward, setup_context=_setup)
+
+
+def _stacked(t: Tensor, dim: int | None, size: int) -> Tensor:
+    """The batch in front, whether there was one or not."""
+    return t.expand(size, *t.shape) if dim is None else t.movedim(dim, 0)
+
+
+def _block_diagonal(t: Tensor, last: bool) -> Tensor:
+    """(batch, rows, n) as the vectors (rows, batch n) of a block-diagonal matrix; (batch, n, rows) if `last`."""
+    return t.reshape(-1, t.shape[-1]) if last else t.movedim(0, 1).reshape(t.shape[1], -1)
+
+
+def _unstacked(t: Tensor, last: bool, size: int) -> Tensor:
+    return t.reshape(size, -1, t.shape[1]) if last else t.reshape(t.shape[0], size, -1).movedim(1, 0)
+
+
+@multiply_op.register_vmap
+def _(
+    info: Any, in_dims: tuple[Any, ...], x: Tensor, factors: list[Tensor], depths: list[int], backend: str, last: bool
+) -> tuple[Tensor, int]:
+    size, dims = info.batch_size, in_dims[1]
+    stack = _stacked(x, in_dims[0], size)
+    if all(dim is None for dim in dims) and not last:  # one product, more rows
+        y = multiply_op(
+            stack.reshape(-1, x.shape[-1] if in_dims[0] is None else stack.shape[-1]), factors, depths, backend, last
+        )
+        return y.reshape(size, -1, y.shape[1]), 0
+    wide = [_stacked(w, dim, size).flatten(0, 1) for w, dim in zip(factors, dims, strict=True)]  # a batch multiplies a
+    y = multiply_op(_block_diagonal(stack, last), wide, depths, backend, last)
+    return _unstacked(y, last, size), 0
+
+
+@backward_op.register_vmap
+def _(
+    info: Any,
+    in_dims: tuple[Any, ...],
+    x: Tensor,
+    factors: list[Tensor],
+    depths: list[int],
+    backend: str,
+    last: bool,
+    grad: Tensor,
+) -> tuple[list[Tensor], list[int]]:
+    size = info.batch_size
+    wide = [_stacked(w, dim, size).flatten(0, 1) for w, dim in zip(factors, in_dims[1], strict=True)]
+    flat, flat_grad = (
+        _block_diagonal(_stacked(t, dim, size), last) for t, dim in ((x, in_dims[0]), (grad, in_dims[5]))
+    )
+    gx, *gw = backward_op(flat, wide, depths, backend, last, flat_grad)
+    found = [_unstacked(gx, last, size), *(w.unflatten(0, (size, -1)) for w in gw)]
+    return found, [0] * len(found)

@@ -1,0 +1,183 @@
+"""Plan: which backend multiplies, which neighbours are merged first, how long it should take, and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any, final
+
+import torch
+from jaxtyping import Num
+
+from ..structure import Chain, SparseProduct
+from . import cost, wisdom
+from .backend import BACKENDS, Backend, Layout, Task
+
+NEVER_CHOSEN = ("reference",)  # runs when it is named: it is what the others are compared with
+
+
+@final
+@dataclass(frozen=True)
+class Plan:
+    """What `multiply` does for a task; immutable. Times are seconds per call.
+
+    `merged` are the splits (1-based, between the factors s-1 and s) whose two sides are multiplied together first, in
+    every call: exact, and differentiable. `times` holds the predicted or measured time of each backend that could run.
+    """
+
+    task: Task
+    backend: str
+    merged: tuple[int, ...]
+    seconds: float
+    dense_seconds: float
+    reason: str
+    times: tuple[tuple[str, float], ...]
+    skipped: tuple[tuple[str, str], ...]
+    measured: bool
+
+    @property
+    def speedup(self) -> float:
+        """Time of `x @ W.T` with the dense matrix over the time of this plan; above 1 structure wins."""
+        return self.dense_seconds / self.seconds
+
+    @property
+    def chain(self) -> Chain:
+        """The chain that runs: that of the task with the merged neighbours replaced by their product."""
+        return _merged_chain(self.task.chain, self.merged)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        task = self.task
+        return {
+            "backend": self.backend,
+            "chain": str(task.chain),
+            "batch": task.rows,
+            "dtype": cost.dtype_name(task.dtype),
+            "device": task.device,
+            "layout": task.layout,
+            "train": task.train,
+            "threads": task.threads,
+            "merged": list(self.merged),
+            "seconds": self.seconds,
+            "dense_seconds": self.dense_seconds,
+            "speedup": self.speedup,
+            "measured": self.measured,
+            "reason": self.reason,
+            "times": dict(self.times),
+            "skipped": dict(self.skipped),
+        }
+
+    def __str__(self) -> str:
+        what = "training step" if self.task.train else "forward"
+        source = "measured" if self.measured else "predicted"
+        lines = [
+            f"{self.backend}: {1e6 * self.seconds:.3g} us {source} for a {what} with {self.task.rows} rows of "
+            f"{cost.dtype_name(self.task.dtype)} on {self.task.device}, {self.speedup:.2g}x dense; {self.reason}"
+        ]
+        if self.merged:
+            lines.append(f"  merged first, exactly: {self.chain}")
+        lines += [f"  {name}: {1e6 * t:.3g} us" for name, t in self.times if name != self.backend]
+        lines += [f"  {name} skipped: {why}" for name, why in self.skipped]
+        return "\n".join(lines)
+
+
+def task_of(chain: Chain, x: torch.Tensor, last: bool, train: bool) -> Task:
+    """The task of multiplying x (rows, n), or (n, rows) if `last`; rows are rounded up to a power of two."""
+    rows = x.shape[1] if last else x.shape[0]
+    layout: Layout = "batch-last" if last else "batch-first"
+    threads = torch.get_num_threads()
+    return Task(chain, 1 << (max(rows, 1) - 1).bit_length(), x.dtype, x.device.type, layout, train, threads)
+
+
+def plan_for(task: Task, backend: str = "auto") -> Plan:
+    """The plan that `multiply` follows for this task.
+
+    Raises `ValueError` for an unknown backend, or a named one that does not support the task, with its reason.
+
+    >>> plan_for(Task(Chain.butterfly(1024), rows=256), "bmm").backend
+    'bmm'
+    """
+    return _plan_for(task, backend, wisdom.version())
+
+
+@lru_cache(maxsize=4096)
+def _plan_for(task: Task, backend: str, _: int) -> Plan:
+    known = wisdom.lookup(task)
+    names = list(BACKENDS) if backend == "auto" else [backend]
+    times: dict[str, float] = {}
+    skipped: dict[str, str] = {}
+    for name in names:
+        why = BACKENDS[name].unsupported_because(task)
+        if why is None and backend == "auto" and name in NEVER_CHOSEN:
+            why = "the definition, for comparison: runs when it is named"
+        if why is not None:
+            skipped[name] = why
+        else:
+            times[name] = known.get(name, 0.0) or _prediction(BACKENDS[name], name, task)
+    if backend != "auto":
+        if backend in skipped:
+            usable = [n for n in BACKENDS if BACKENDS[n].unsupported_because(task) is None]
+            raise ValueError(
+                f"backend {backend!r} cannot multiply this: {skipped[backend]}. "
+                f"Rule: a backend that supports it, here {', '.join(usable)}, or backend='auto'."
+            )
+        chosen, reason = backend, "asked for by name"
+    else:
+        chosen = min(times, key=lambda name: times[name])
+        reason = "the shortest time of all that can run" if len(times) > 1 else "the only one that can run"
+    merged = _merges(task) if chosen == "bmm" else ()
+    dense = known.get("F.linear", 0.0) or cost.dense_seconds(task)
+    ordered = tuple(sorted(times.items(), key=lambda item: item[1]))
+    return Plan(task, chosen, merged, times[chosen], dense, reason, ordered, tuple(skipped.items()), chosen in known)
+
+
+def _prediction(backend: Backend, name: str, task: Task) -> float:
+    if name != "bmm":
+        return backend.seconds(task)
+    merged = _merges(task)
+    return backend.seconds(replace(task, chain=_merged_chain(task.chain, merged))) + _merging(task, merged)
+
+
+@lru_cache(maxsize=1024)
+def _merges(task: Task) -> tuple[int, ...]:
+    """The splits whose merging makes batched GEMM fastest, merging included: shortest path over runs of factors."""
+    patterns = task.chain.patterns
+    if not (task.chain.chainable or task.chain.T.chainable):
+        return ()
+    best: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]
+    for hi in range(1, len(patterns) + 1):
+        options = []
+        for lo in range(hi):
+            run = Chain(patterns[lo:hi])
+            whole = run.pattern if run.chainable else run.T.pattern.T
+            inside = cost.merge_seconds(task, patterns[lo:hi]) if hi - lo > 1 else 0.0
+            seconds = best[lo][0] + inside + cost.factor_seconds(whole, task)
+            options.append((seconds, (*best[lo][1], *range(lo + 1, hi))))
+        best.append(min(options))
+    return best[-1][1]
+
+
+def _merging(task: Task, merged: tuple[int, ...]) -> float:
+    runs, lo = [], 0
+    for s in range(1, len(task.chain) + 1):
+        if s not in merged:
+            runs.append(task.chain.patterns[lo:s])
+            lo = s
+    return sum(cost.merge_seconds(task, run) for run in runs if len(run) > 1)
+
+
+@lru_cache(maxsize=1024)
+def _merged_chain(chain: Chain, merged: tuple[int, ...]) -> Chain:
+    if not merged:
+        return chain
+    if chain.chainable:
+        return chain.merged(merged)
+    return chain.T.merged(len(chain) - s for s in merged).T
+
+
+def merged_factors(chain: Chain, factors: Any, merged: tuple[int, ...]) -> tuple[Num[torch.Tensor, "_ _ _"], ...]:
+    """The factors with the neighbours at these splits multiplied together, in the order of `SparseProduct.merge`."""
+    product = SparseProduct(chain, factors)
+    for s in sorted(merged, reverse=True):
+        product = product.merge(s - 1, s)
+    return product.factors
