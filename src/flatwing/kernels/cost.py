@@ -32,7 +32,7 @@ def machine_of(task: Task) -> Machine:
     return MACHINES.get(task.device, MACHINES["cuda"])
 
 
-def move_seconds(size: float, task: Task) -> float:
+def move_seconds(size: int | float, task: Task) -> float:
     """Time to read or write `size` numbers of the task's dtype."""
     machine, bytes_ = machine_of(task), size * task.dtype.itemsize
     return bytes_ / (machine.cached if bytes_ <= machine.cache else machine.memory)

@@ -20,7 +20,7 @@ from . import native
 from .backend import BACKENDS, chain_of
 from .plan import plan_for, task_of
 
-_peek = torch._C._functorch.peek_interpreter_stack
+_peek = torch._C._functorch.peek_interpreter_stack  # pyright: ignore[reportAttributeAccessIssue]
 _modes = torch._C._len_torch_dispatch_stack
 _PLAIN = (Tensor, Parameter)
 
@@ -52,7 +52,7 @@ def _plain(x: Tensor, factors: Sequence[Tensor]) -> bool:
     """Whether kernels may read the memory of these tensors at once, without asking torch what they are."""
     if _modes() or _transformed() or type(x) not in _PLAIN or x.is_conj() or x.is_neg():
         return False
-    for w in factors:
+    for w in factors:  # noqa: SIM110  # a generator takes a microsecond
         if type(w) not in _PLAIN or w.is_conj() or w.is_neg():
             return False
     return True
@@ -102,7 +102,11 @@ def resolve(
     return plan_for(task_of(chain, x, last, train), backend).backend
 
 
-@torch.library.custom_op("flatwing::multiply", mutates_args=())
+# schemas in words: they must not depend on how annotations are evaluated
+_ARGUMENTS = "Tensor x, Tensor[] factors, int[] depths, str backend, bool last"
+
+
+@torch.library.custom_op("flatwing::multiply", mutates_args=(), schema=f"({_ARGUMENTS}) -> Tensor")
 def multiply_op(x: Tensor, factors: list[Tensor], depths: list[int], backend: str, last: bool) -> Tensor:
     """The operator behind `multiply`: see `Backend.forward`."""
     x, *factors = (t.resolve_conj().resolve_neg() for t in (x, *factors))
@@ -111,7 +115,9 @@ def multiply_op(x: Tensor, factors: list[Tensor], depths: list[int], backend: st
     return y.clone() if y is x else y  # an operator must not return its input
 
 
-@torch.library.custom_op("flatwing::multiply_backward", mutates_args=())
+@torch.library.custom_op(
+    "flatwing::multiply_backward", mutates_args=(), schema=f"({_ARGUMENTS}, Tensor grad) -> Tensor[]"
+)
 def backward_op(
     x: Tensor, factors: list[Tensor], depths: list[int], backend: str, last: bool, grad: Tensor
 ) -> list[Tensor]:
@@ -122,7 +128,8 @@ def backward_op(
         gx, gw = native.backward(x, factors, depths, grad, last)
     else:
         gx, gw = chosen.backward(x, factors, tuple(depths), grad, last)
-        assert gx is not None and gw is not None
+        assert gx is not None
+        assert gw is not None
     return [gx.contiguous(), *(g.contiguous() for g in gw)]
 
 
@@ -155,7 +162,7 @@ def _backward_backward(ctx: Any, grads: Sequence[Tensor]) -> tuple[Any, ...]:
         gx, gw = native.backward(x, factors, ctx.depths, grad, ctx.last)
         return gx, *gw
 
-    _, pullback = torch.func.vjp(first, x, grad, *factors)
+    pullback = torch.func.vjp(first, x, grad, *factors)[1]
     gx, ggrad, *gw = pullback(tuple(grads))
     return gx, gw, None, None, None, ggrad
 

@@ -163,7 +163,7 @@ def _merging(task: Task, merged: tuple[int, ...]) -> float:
         if s not in merged:
             runs.append(task.chain.patterns[lo:s])
             lo = s
-    return sum(cost.merge_seconds(task, run) for run in runs if len(run) > 1)
+    return sum((cost.merge_seconds(task, run) for run in runs if len(run) > 1), start=0.0)
 
 
 @lru_cache(maxsize=1024)
