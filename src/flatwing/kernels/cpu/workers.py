@@ -1,0 +1,114 @@
+"""Threads for compiled kernels: a pool of our own, and memory that each thread keeps.
+
+Numba's parallel layers bring a second OpenMP runtime beside torch's, or abort when two threads enter them at once. The
+kernels release the interpreter lock, so plain Python threads run them in parallel, whatever else the process does.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import pairwise
+from typing import Any, TypeVar
+
+import numpy as np
+
+T = TypeVar("T")
+
+WORTH = 150e-6
+"""Seconds of work below which threads are not worth waking: it takes them some 50 microseconds to start."""
+
+KEPT = 16 << 20
+"""Bytes of memory that a thread keeps between calls, at most."""
+
+ALIGNMENT = 64
+
+_local = threading.local()
+_lock = threading.Lock()
+_pool: ThreadPoolExecutor | None = None
+
+
+def _forget() -> None:
+    """Drop the pool and the lock: after a fork, their threads exist in the parent only."""
+    global _lock, _pool
+    _lock, _pool = threading.Lock(), None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
+
+
+def _workers() -> ThreadPoolExecutor:
+    global _pool
+    with _lock:
+        if _pool is None:
+            _pool = ThreadPoolExecutor(max(4, os.cpu_count() or 1), thread_name_prefix="flatwing")
+        return _pool
+
+
+def useful(threads: int, seconds: float) -> int:
+    """How many of the threads to use for work that takes one of them so many seconds.
+
+    Torch allows one thread inside the workers of a DataLoader, so `torch.get_num_threads()` is right there as well.
+
+    >>> useful(8, 20e-6), useful(8, 1.0)
+    (1, 8)
+    """
+    return max(1, min(threads, int(seconds / WORTH) + 1)) if seconds > WORTH else 1
+
+
+def split(rows: int, parts: int, unit: int = 1) -> list[tuple[int, int]]:
+    """Cut `range(rows)` into at most `parts` even, non-empty pieces (start, stop) at multiples of `unit`.
+
+    >>> split(100, 3, unit=16)
+    [(0, 48), (48, 80), (80, 100)]
+    """
+    units = -(-rows // unit)
+    parts = max(1, min(parts, units))
+    size, extra = divmod(units, parts)
+    cuts = [unit * (i * size + min(i, extra)) for i in range(parts)] + [rows]
+    return list(pairwise(cuts))
+
+
+def run(function: Callable[..., T], parts: Sequence[tuple[Any, ...]]) -> list[T]:
+    """`[function(*part) for part in parts]`, at the same time; the caller takes the first part.
+
+    What no thread has begun when the caller is done, the caller takes, too, so that a busy pool delays but never
+    blocks. Returns, or raises what the first failing part raised, when every part has ended.
+    """
+    futures: list[Future[T] | None] = [_submit(function, part) for part in parts[1:]]
+    results: list[T] = []
+    failure: BaseException | None = None
+    for part, future in zip(parts, [None, *futures], strict=True):
+        try:
+            mine = future is None or future.cancel()
+            results.append(function(*part) if mine or future is None else future.result())
+        except BaseException as error:
+            failure = failure or error
+    if failure is not None:
+        raise failure
+    return results
+
+
+def _submit(function: Callable[..., T], part: tuple[Any, ...]) -> Future[T] | None:
+    try:
+        return _workers().submit(function, *part)
+    except RuntimeError:  # the interpreter is ending, no thread starts any more
+        return None
+
+
+def scratch(size: int) -> tuple[int, np.ndarray]:
+    """Address of `size` bytes that are this thread's until it asks again, aligned to 64; and the array that holds them.
+
+    Keep a reference to the array: large ones are not kept here. Contents are arbitrary.
+    """
+    held = getattr(_local, "held", None)
+    if held is None or held[2] < size:
+        array = np.empty(size + ALIGNMENT, np.uint8)
+        address = array.ctypes.data
+        held = (address + -address % ALIGNMENT, array, size)
+        if size <= KEPT:
+            _local.held = held
+    return held[0], held[1]

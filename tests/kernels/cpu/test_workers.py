@@ -1,0 +1,93 @@
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from flatwing.kernels.cpu import workers
+
+
+def test_split_covers_every_row_once_at_multiples_of_the_unit() -> None:
+    for rows in (0, 1, 7, 16, 100, 1000):
+        for parts in (1, 2, 3, 8):
+            for unit in (1, 4, 32):
+                pieces = workers.split(rows, parts, unit)
+                assert [i for start, stop in pieces for i in range(start, stop)] == list(range(rows))
+                assert len(pieces) <= parts
+                assert all(start % unit == 0 for start, _ in pieces)
+
+
+def test_pieces_are_even() -> None:
+    sizes = [stop - start for start, stop in workers.split(128, 3, 16)]
+    assert sizes == [48, 48, 32]
+
+
+def test_parts_run_at_the_same_time_and_return_in_order() -> None:
+    meeting = threading.Barrier(3, timeout=30)
+
+    def part(i: int) -> tuple[int, str]:
+        meeting.wait()  # passes only if all three are inside
+        return i, threading.current_thread().name
+
+    results = workers.run(part, [(0,), (1,), (2,)])
+    assert [i for i, _ in results] == [0, 1, 2]
+    assert results[0][1] == threading.current_thread().name, "the caller takes the first part"
+    assert len({name for _, name in results}) == 3
+
+
+def test_first_failure_is_raised_when_every_part_has_ended() -> None:
+    ended = []
+
+    def part(i: int) -> None:
+        if i in (1, 2):
+            raise ValueError(f"part {i}")
+        ended.append(i)
+
+    with pytest.raises(ValueError, match="part 1"):
+        workers.run(part, [(0,), (1,), (2,), (3,)])
+    assert sorted(ended) == [0, 3]
+
+
+def test_a_busy_pool_does_not_block() -> None:
+    # every part asks for two more: without taking work back, the pool would wait for itself
+    def leaf(i: int) -> int:
+        return i
+
+    def part(i: int) -> int:
+        return sum(workers.run(leaf, [(i,), (i,), (i,)]))
+
+    many = 50
+    assert workers.run(part, [(i,) for i in range(many)]) == [3 * i for i in range(many)]
+
+
+def test_useful() -> None:
+    assert workers.useful(1, 10.0) == 1
+    assert workers.useful(4, 100e-6) == 1
+    assert workers.useful(4, 10.0) == 4
+    assert 1 < workers.useful(64, 1e-3) < 10
+
+
+def test_scratch_is_aligned_and_belongs_to_one_thread() -> None:
+    address, array = workers.scratch(1000)
+    assert address % 64 == 0
+    assert array.ctypes.data <= address
+    assert address + 1000 <= array.ctypes.data + array.nbytes
+    assert workers.scratch(500)[0] == address, "kept"
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(lambda: workers.scratch(500)[0]).result() != address
+
+
+def test_large_scratch_is_not_kept() -> None:
+    small = workers.scratch(100)[1]
+    assert workers.scratch(workers.KEPT + 1)[1].nbytes > workers.KEPT
+    assert workers.scratch(100)[1] is small
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_child_has_its_own_pool() -> None:
+    workers.run(abs, [(-1,), (-2,)])  # threads of the parent's pool, which a child does not have
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if workers.run(abs, [(-1,), (-2,), (-3,)]) == [1, 2, 3] else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
