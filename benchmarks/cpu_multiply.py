@@ -1,0 +1,372 @@
+"""Products of sparse factors times a batch on a CPU: flatwing beside everything else, in one process, float32.
+
+    python benchmarks/cpu_multiply.py                                       # all cases: about 25 minutes
+    python benchmarks/cpu_multiply.py --quick                               # a minute or two
+    python benchmarks/cpu_multiply.py --sizes 1024 --batches 256 --kinds dyadic --threads 1 --modes forward
+
+Contestants: `kernels.multiply` (auto, and each backend by name), dense F.linear, pyfaust, lazylinop (every CPU
+backend, fused and not), torch.bmm of merged factors (vectors as rows, as columns) and torch.compile of it; as landmarks
+a Fourier transform, a Hadamard transform, and a copy of the activations. Each result is compared with the definition in
+float64 before it is timed. Times are the best of repeated calls in rounds that all contestants of a case take in turn,
+so that a noisy neighbour hits all. Prints ratios (time of the peer / ours: above 1 we are faster), the targets and what
+was reached, and writes benchmarks/results/cpu_multiply.json and .png, with the rows that we lose.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import gc
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+LIMITS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
+KINDS = ("dyadic", "radix4", "monarch", "rank4")
+ROUNDS, BUDGET = 3, 0.04  # seconds per contestant and round
+TOO_LONG = 25.0  # seconds per call, predicted
+TOO_LARGE = 6e9  # bytes of intermediate results, predicted
+SLOW = 0.3  # seconds per call: beyond it, contestants far behind are not called again
+TOLERANCE = 5e-5  # relative error in float32 beyond which a contestant computes something else
+
+
+def product_of(kind: str, n: int) -> Any:
+    """A random product of this kind, float32."""
+    import torch
+
+    from flatwing import Chain
+    from flatwing.structure import transforms
+
+    if kind == "radix4":
+        radices, rest = [], n
+        while rest % 4 == 0:
+            radices, rest = [*radices, 4], rest // 4
+        chain = Chain.butterfly(n, radices=[*radices, *([rest] if rest > 1 else [])])
+    elif kind == "monarch":
+        chain = Chain.monarch(n, n, blocks=max(b for b in range(1, int(n**0.5) + 1) if n % b == 0))
+    else:
+        chain = Chain.butterfly(n, rank=4).reduced() if kind == "rank4" else Chain.butterfly(n)
+    generator = torch.Generator().manual_seed(n)
+    return transforms.random_product(chain, generator=generator).to(torch.float32)
+
+
+class Definition:
+    """Result and gradients of the picked vectors, in float64: what every contestant is compared with."""
+
+    def __init__(self, case: Any) -> None:
+        self.case = case
+        self.known: dict[Any, list[Any]] = {}
+
+    def of(self, product: Any) -> list[Any]:
+        """The result, or the gradients for x and the factors of this product."""
+        import torch
+
+        from flatwing import SparseProduct
+
+        case = self.case
+        if id(product) not in self.known:
+            x = case.x["first"].detach()[case.pick].double()
+            factors = [w.detach().double().requires_grad_(case.train) for w in product.factors]
+            leaves = [x.requires_grad_(case.train), *factors]
+            with torch.set_grad_enabled(case.train):
+                y = (SparseProduct(product.chain, factors) @ x.mT).mT
+                found = list(torch.autograd.grad(y, leaves, case.g["first"][case.pick].double())) if case.train else [y]
+            self.known[id(product)] = [product, *found]  # kept alive, so that its id stays its own
+        return self.known[id(product)][1:]
+
+    def error(self, contestant: Any, result: Any) -> float | None:
+        """Largest relative error of what the contestant returned; None for landmarks."""
+        import torch
+
+        if contestant.product is None:
+            return None
+        parts = [torch.as_tensor(p).detach() for p in (result if isinstance(result, tuple) else (result,))]
+        first = parts[0] if contestant.layout == "first" else parts[0].mT
+        found = [first[self.case.pick], *parts[1:]]
+        expected = self.of(contestant.product)
+        if contestant.row == "F.linear":
+            found, expected = found[:1], expected[:1]
+        return max(float((f.double() - e).norm() / e.norm()) for f, e in zip(found, expected, strict=True))
+
+
+def calls(run: Callable[[], Any], seconds: float, most: int = 1000) -> dict[str, float]:
+    """Best wall-clock time of repeated calls, and how busy the process was."""
+    best, count = float("inf"), 0
+    begin, cpu = time.perf_counter(), time.process_time()
+    while True:
+        start = time.perf_counter()
+        result = run()
+        end = time.perf_counter()
+        del result
+        best, count = min(best, end - start), count + 1
+        if end - begin >= seconds or count >= most:
+            return {"seconds": best, "calls": count, "wall": end - begin, "cpu": time.process_time() - cpu}
+
+
+class Contest:
+    """All contestants of one case (size, batch, mode, threads), for all kinds of products."""
+
+    def __init__(self, case: Any, history: dict[Any, tuple[int, float]], budget: float) -> None:
+        self.case, self.history, self.budget = case, history, budget
+        self.entries: dict[tuple[str, str], dict[str, Any]] = {}  # (kind, row) -> what is reported
+        self.runs: dict[tuple[str, str], Any] = {}
+
+    def enter(self, kind: str, contestants: Iterable[Any], definition: Definition) -> None:
+        """Check and time each contestant for a few calls; of the variants of a row the fastest stays."""
+        iterator = iter(contestants)
+        while True:
+            try:
+                contestant = next(iterator, None)
+            except Exception as problem:
+                self.entries[kind, "preparation"] = {"failed": f"{type(problem).__name__}: {problem}"[:200]}
+                return
+            if contestant is None:
+                return
+            self._enter(kind, contestant, definition)
+
+    def _enter(self, kind: str, contestant: Any, definition: Definition) -> None:
+        case, key = self.case, (kind, contestant.row)
+        best = self.entries.get(key, {}).get("seconds", float("inf"))
+        id_ = (kind, contestant.row, contestant.variant if "runs" in contestant.variant else "", case.train)
+        rows, before = self.history.get(id_, (1, 0.0))
+        predicted = before * case.rows / rows if rows >= 16 else 0.0  # few rows cost as much as one
+        size = 4.0 * case.n * case.rows * (4 + (contestant.factors if case.train else 3))
+        if predicted > 3 * best and predicted > 0.05:
+            return  # another variant of this row is faster
+        if predicted > TOO_LONG or size > TOO_LARGE:
+            why = f"about {predicted:.0f} s per call" if predicted > TOO_LONG else f"about {size / 1e9:.0f} GB"
+            self.entries.setdefault(key, {"skipped": why})
+            return
+        try:
+            start = time.perf_counter()
+            result = contestant.run()
+            first = time.perf_counter() - start
+            error = definition.error(contestant, result)
+            del result
+            if error is not None and not error <= TOLERANCE:
+                self.entries[kind, f"{contestant.row} {contestant.variant}".strip()] = {"wrong": error}
+                return
+            once = contestant.row != "compiled bmm"  # whose first call compiles
+            if first > 3 * SLOW and once:
+                entry = {"seconds": first, "calls": 1, "wall": first, "cpu": first}
+            else:
+                entry = calls(contestant.run, self.budget / 2, most=50)
+        except Exception as problem:
+            self.entries.setdefault(key, {"failed": f"{type(problem).__name__}: {problem}"[:200]})
+            return
+        self.history[id_] = (case.rows, entry["seconds"])
+        if entry["seconds"] < best:
+            self.entries[key] = {**entry, "variant": contestant.variant, "error": error}
+            self.runs[key] = contestant
+
+    def race(self) -> None:
+        """Rounds of all rows in turn."""
+        for _ in range(ROUNDS):
+            for (kind, row), contestant in self.runs.items():
+                entry = self.entries[kind, row]
+                leader = min(e["seconds"] for (k, _), e in self.entries.items() if k == kind and "seconds" in e)
+                if entry["seconds"] > SLOW and (entry["seconds"] > 3 * leader or entry["seconds"] > 10 * SLOW):
+                    continue
+                if entry["seconds"] < self.budget / 10:
+                    contestant.run()  # the others emptied the caches
+                more = calls(contestant.run, self.budget)
+                entry["seconds"] = min(entry["seconds"], more["seconds"])
+                for name in ("calls", "wall", "cpu"):
+                    entry[name] += more[name]
+
+
+def contests(n: int, options: dict[str, Any], threads: int) -> Iterator[dict[str, Any]]:
+    """All cases of one size; one row per kind and case."""
+    import peers
+    import torch
+
+    products = {kind: product_of(kind, n) for kind in options["kinds"]}
+    base = next(iter(products.values()))
+    known = n <= 4096  # a larger dense matrix is random: nothing is timed differently, and it need not be computed
+    matrix = base.dense().contiguous() if known else torch.randn(n, n)
+    operators: dict[str, dict[Any, Any]] = {kind: {} for kind in products}
+    history: dict[Any, tuple[int, float]] = {}
+    for train in [mode == "train" for mode in options["modes"]]:
+        for rows in options["batches"]:
+            seconds = 2.0 * n * n * rows * (3 if train else 1) / 8e10 / threads
+            generator = torch.Generator().manual_seed(rows)
+            pick = torch.randperm(rows, generator=generator)[:64]
+            case = peers.Case(n, rows, train, threads, pick)
+            x = torch.randn(rows, n, generator=generator)
+            case.x = {"first": x, "last": x.mT.contiguous()}
+            if train:
+                g = torch.zeros(rows, n)
+                g[pick] = torch.randn(len(pick), n, generator=generator)
+                case.g = {"first": g, "last": g.mT.contiguous()}
+            definition, contest = Definition(case), Contest(case, history, options["budget"])
+            for kind, product in products.items():  # ours first: peers change global settings when imported
+                contest.enter(kind, peers.flatwing(case, product), definition)
+            for kind, product in products.items():
+                contest.enter(kind, peers.bmm(case, product), definition)
+                contest.enter(kind, peers.lazylinop(case, product, operators[kind]), definition)
+                contest.enter(kind, peers.pyfaust(case, product, operators[kind]), definition)
+                if kind in options["compiled"] and threads == 1:  # compiling takes seconds per case
+                    layouts = [row for row in ("bmm batch-first", "bmm batch-last") if (kind, row) in contest.runs]
+                    best = min(layouts, key=lambda row: contest.entries[kind, row]["seconds"], default=None)
+                    if best is not None:
+                        contest.enter(kind, [peers.compiled(case, contest.runs[kind, best])], definition)
+            dense = matrix if seconds <= TOO_LONG else None
+            contest.enter("", peers.landmarks(case, dense, base if known else None), definition)
+            if dense is None:
+                contest.entries["", "F.linear"] = {"skipped": f"about {seconds:.0f} s per call"}
+            for g in case.g.values():
+                g.normal_()  # in place: only for the comparison were most of its vectors zero
+            contest.race()
+            shared = {row: e for (kind, row), e in contest.entries.items() if not kind}
+            for kind, product in products.items():
+                methods = {row: e for (k, row), e in contest.entries.items() if k == kind} | shared
+                mode = "train" if train else "forward"
+                yield {
+                    "n": n, "rows": rows, "mode": mode, "threads": threads, "kind": kind, "chain": str(product.chain),
+                    "density": product.chain.density, "methods": {row: tidy(e) for row, e in methods.items()},
+                }  # fmt: skip
+            torch._dynamo.reset()
+
+
+def tidy(entry: dict[str, Any]) -> dict[str, Any]:
+    """What is reported of a contestant: `busy` is CPU time over wall-clock time, far from the threads if disturbed."""
+    if "seconds" not in entry:
+        return entry
+    found = {"seconds": float(f"{entry['seconds']:.4g}"), "calls": int(entry["calls"])}
+    found["busy"] = round(entry["cpu"] / max(entry["wall"], 1e-9), 2)
+    if entry.get("error") is not None:
+        found["error"] = float(f"{entry['error']:.2g}")
+    return found | ({"variant": entry["variant"]} if entry.get("variant") else {})
+
+
+def overhead() -> dict[str, float]:
+    """Microseconds of one call for one vector of length 256, eager and without gradients."""
+    import torch
+
+    from flatwing import kernels
+
+    product, x = product_of("dyadic", 256), torch.randn(1, 256)
+    matrix = product.dense().contiguous()
+    runs: dict[str, Callable[[], Any]] = {"F.linear": lambda: torch.nn.functional.linear(x, matrix)}
+    for name in ("auto", *kernels.list_backends()):
+        try:
+            kernels.multiply(x, product, backend=name)
+        except ValueError:
+            continue
+        runs[f"flatwing {name}"] = lambda name=name: kernels.multiply(x, product, backend=name)
+    best = dict.fromkeys(runs, float("inf"))
+    with torch.no_grad():
+        for _ in range(20):
+            for name, run in runs.items():
+                start = time.perf_counter()
+                for _ in range(100):
+                    run()
+                best[name] = min(best[name], (time.perf_counter() - start) / 100)
+    return {name: round(1e6 * seconds, 2) for name, seconds in best.items()}
+
+
+def child(options: dict[str, Any]) -> None:
+    """One number of threads, in a process of its own so that every library obeys it: rows as JSON lines to stdout."""
+    warnings.simplefilter("ignore")
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # peers print their progress
+    import torch
+    from cpu_multiply_report import line
+
+    threads = options["threads"]
+    torch.set_num_threads(threads)
+    gc.disable()
+    first = {"overhead": overhead()} if threads == 1 else {}
+    print(json.dumps(first), file=out, flush=True)
+    import lazylinop.butterfly  # noqa: F401  # it sets the number of threads when imported
+    import threadpoolctl
+
+    torch.set_num_threads(threads)
+    with threadpoolctl.threadpool_limits(threads):
+        for n in options["sizes"]:
+            for row in contests(n, options, threads):
+                print(json.dumps(row), file=out, flush=True)
+                print(line(row), file=sys.stderr, flush=True)
+                gc.collect()
+    out.close()
+
+
+def main() -> None:
+    """Parse, run each number of threads in a child process, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", default="256,768,1024,4096,16384")
+    parser.add_argument("--batches", default="1,16,256,4096")
+    parser.add_argument("--kinds", default=",".join(KINDS), help="of " + ", ".join(KINDS))
+    parser.add_argument("--threads", default="1,2")
+    parser.add_argument("--modes", default="forward,train")
+    parser.add_argument("--compiled", default="dyadic,monarch", help="kinds for torch.compile; '' for none")
+    parser.add_argument("--budget", type=float, default=BUDGET, help="seconds per contestant and round")
+    parser.add_argument("--quick", action="store_true", help="few cases, short rounds, no torch.compile")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        child(json.loads(options.child))
+        return
+    if options.quick:
+        options.sizes, options.batches, options.kinds, options.threads = "256,1024", "1,16,256", "dyadic,monarch", "1"
+        options.compiled, options.budget = "", 0.01
+    wanted: dict[str, Any] = {
+        name: [int(v) for v in getattr(options, name).split(",")] for name in ("sizes", "batches")
+    }
+    wanted |= {name: [v for v in getattr(options, name).split(",") if v] for name in ("kinds", "modes", "compiled")}
+    start, rows, calling = time.perf_counter(), [], {}
+    for threads in options.threads.split(","):
+        # a wisdom file would tell the planner what it is here to predict
+        env = os.environ | dict.fromkeys(LIMITS, threads) | {"FLATWING_WISDOM": os.devnull, "PYTHONWARNINGS": "ignore"}
+        argument = json.dumps(wanted | {"threads": int(threads), "budget": options.budget})
+        process = subprocess.run([sys.executable, __file__, "--child", argument], env=env, stdout=subprocess.PIPE)
+        lines = [json.loads(text) for text in process.stdout.decode().splitlines()]
+        calling |= lines[0].get("overhead", {}) if lines else {}
+        rows += lines[1:]
+        if process.returncode:
+            print(f"error: {threads} thread(s): exit {process.returncode}; what it finished is kept", file=sys.stderr)
+    report(rows, calling, time.perf_counter() - start, quick=options.quick)
+
+
+def report(rows: list[dict[str, Any]], calling: dict[str, float], seconds: float, quick: bool) -> None:
+    """Print tables and targets, write the record and the picture."""
+    from cpu_multiply_report import draw, summary, tables, targets
+
+    print(tables(rows))
+    found = targets(rows, calling)
+    print(summary(rows, calling, found))
+    versions = {p: importlib.metadata.version(p) for p in ("torch", "numpy", "numba", "scipy", "lazylinop", "pyfaust")}
+    record = {
+        "date": datetime.date.today().isoformat(), "minutes": round(seconds / 60, 1),
+        "machine": {"processor": processor(), "cores": os.cpu_count(), "system": platform.system()},
+        "versions": versions, "targets": found, "overhead_microseconds": calling, "rows": rows,
+    }  # fmt: skip
+    name = "cpu_multiply_quick" if quick else "cpu_multiply"
+    RESULTS.mkdir(exist_ok=True)
+    head = json.dumps({**record, "rows": []}, indent=1).removesuffix("[]\n}")
+    body = ",\n".join(json.dumps(row) for row in rows)  # one case per line
+    (RESULTS / f"{name}.json").write_text(f"{head}[\n{body}\n]\n}}\n")
+    draw(rows, RESULTS / f"{name}.png")
+    print(f"written: {RESULTS / name}.json and .png, {seconds / 60:.1f} minutes", file=sys.stderr)
+
+
+def processor() -> str:
+    """The name of the processor."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(text.split(":")[1].strip() for text in lines if text.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or "unknown"
+
+
+if __name__ == "__main__":
+    main()
