@@ -30,6 +30,10 @@ test: .venv/stamp
 bench: .venv/stamp
 	@echo "bench: benchmarks/factorize.py"
 	@$(BIN)/python benchmarks/factorize.py
+	@echo "bench: benchmarks/cpu_multiply.py (about 25 minutes)"
+	@$(BIN)/python benchmarks/cpu_multiply.py
+	@echo "bench: benchmarks/advise.py"
+	@$(BIN)/python benchmarks/advise.py
 
 clean:
 	@echo "clean: .venv, caches, build outputs"

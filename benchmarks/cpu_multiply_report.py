@@ -35,10 +35,8 @@ def ratio(row: Row, names: Iterable[str]) -> float | None:
     return None if peer is None or ours is None else peer[1] / ours
 
 
-HEAD = (
-    f"{'':<21}{'n x rows':>14} {'ours, us':>11}  "
-    + " ".join(f"{c:>9}" for c in (*COLUMNS, "memcpy"))
-    + "  best peer, backend"
+HEAD = " ".join(
+    (f"{'':<21}{'n x rows':>14} {'ours, us':>11} ", *(f"{c:>9}" for c in (*COLUMNS, "memcpy")), " best peer, backend")
 )
 
 
