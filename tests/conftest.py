@@ -1,5 +1,6 @@
 """What holds in every test: shapes are checked, one torch thread, one seed, the same examples each time."""
 
+import os
 import random
 
 import hypothesis
@@ -11,6 +12,7 @@ from jaxtyping import install_import_hook
 # Must come before the first import of flatwing: each annotated call is then checked, in tests only.
 install_import_hook("flatwing", "beartype.beartype")
 
+os.environ["FLATWING_WISDOM"] = os.devnull  # in subprocesses, too: nothing measured on this machine is read or written
 torch.set_num_threads(1)
 hypothesis.settings.register_profile("same", derandomize=True, deadline=None, database=None)
 hypothesis.settings.load_profile("same")

@@ -1,0 +1,123 @@
+"""`flatwing advise`: the answer on stdout, words on stderr, refusals before any work."""
+
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from flatwing import Chain
+from flatwing.cli import app
+from flatwing.kernels import wisdom
+
+FIELDS = (
+    "shape chain patterns choice parameters dense_parameters density flops dense_flops dtype device machine threads "
+    "train batches wins tried verdict sentence alternatives notes"
+)
+ROW = "batch backend seconds interval dense_seconds dense_interval speedup measured times"
+
+
+def run(*arguments: object) -> Result:
+    result = CliRunner().invoke(app, ["advise", *map(str, arguments)])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result
+
+
+def run_json(*arguments: object) -> dict:
+    result = run(*arguments, "--format", "json")
+    assert (result.exit_code, result.stdout.count("\n")) == (0, 1), result.stderr
+    return json.loads(result.stdout)
+
+
+def test_json_tells_everything() -> None:
+    record = run_json("--in", 1024, "--out", 512, "--batch", "2, 64", "--dtype", "float64", "--threads", 3, "--train")
+    assert list(record) == FIELDS.split()
+    assert record["shape"] == [512, 1024], "outputs x inputs"
+    assert [list(row) for row in record["batches"]] == [ROW.split()] * 2
+    assert [row["batch"] for row in record["batches"]] == [2, 64]
+    assert (record["dtype"], record["threads"], record["train"]) == ("float64", 3, True)
+
+
+def test_a_person_reads_a_table_and_a_sentence() -> None:
+    result = run("--in", 1024, "--out", 1024, "--chain", "butterfly(1024)", "--batch", "16,2048", "--threads", 1)
+    record = run_json("--in", 1024, "--out", 1024, "--chain", "butterfly(1024)", "--batch", "16,2048", "--threads", 1)
+    lines = result.stdout.splitlines()
+    assert lines[0] == f"{'chain':<12}{Chain.butterfly(1024)} (10 factors)"
+    assert lines[1] == f"{'parameters':<12}20,480 = 1.95% of the 1,048,576 dense ones"
+    assert lines[2] == f"{'flops':<12}40,960 per vector instead of 2,097,152"
+    assert lines[3] == f"{'task':<12}forward, float32, 1 thread"
+    row = next(line.split() for line in lines if line.strip().startswith("2,048"))
+    assert row[1] == record["batches"][1]["backend"]
+    assert row[-1] == "predicted"
+    assert lines[-1] == record["sentence"]
+    assert result.stderr == ""
+
+
+def test_quiet_is_one_line() -> None:
+    assert run("--chain", "low_rank(64,64,rank=64)", "--format", "quiet").stdout == "dense\t(1,64,64,1)(1,64,64,1)\n"
+
+
+def test_budget_lists_alternatives() -> None:
+    result = run("--in", 1024, "--out", 1024, "--budget", 0.25)
+    assert "of 4 families, each within 0.25" in result.stdout
+    assert "low_rank(1024, 1024, rank=128)" in result.stdout
+    assert len(run_json("--in", 1024, "--out", 1024, "--budget", 0.25)["alternatives"]) == 4
+
+
+def test_measure_times_and_remembers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLATWING_WISDOM", str(tmp_path / "w.json"))
+    wisdom.forget()
+    arguments = ("--chain", "butterfly(64)", "--batch", "8", "--threads", 1)
+    record = run_json(*arguments, "--measure")
+    row = record["batches"][0]
+    assert row["measured"] is True
+    assert row["interval"][0] <= row["seconds"] <= row["interval"][1]
+    assert record["tried"] == [8]
+    wisdom.forget()
+    again = run_json(*arguments)["batches"][0]
+    assert (again["measured"], again["seconds"], again["interval"]) == (True, row["seconds"], None)
+    wisdom.forget()
+
+
+def test_an_interruption_is_told_and_keeps_what_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLATWING_WISDOM", str(tmp_path / "w.json"))
+    wisdom.forget()
+    module = importlib.import_module("flatwing.kernels.advise")
+    real = module.race
+
+    def race(task: object) -> object:
+        if task.rows == 9:  # type: ignore[attr-defined]
+            raise KeyboardInterrupt
+        return real(task)
+
+    monkeypatch.setattr(module, "race", race)
+    result = run("--chain", "butterfly(64)", "--batch", "8,9", "--measure")
+    assert (result.exit_code, result.stdout) == (130, "")
+    assert result.stderr.endswith("interrupted\n")
+    assert "rows=8 " in (tmp_path / "w.json").read_text()
+    wisdom.forget()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), r"m (outputs) is missing"),
+        (("--in", 8, "--out", 8, "--batch", "1,x"), "--batch 1,x: 'x' is no batch"),
+        (("--in", 8, "--out", 8, "--batch", "0"), "'0' is no batch. Rule: whole numbers from 1 on"),
+        (("--in", 8, "--out", 8, "--batch", ""), "'' is no batch"),
+        (("--in", 8, "--out", 8, "--batch", "²"), "'²' is no batch"),
+        (("--in", 8, "--out", 8, "--dtype", "flaot32"), "did you mean 'float32'?"),
+        (("--in", 8, "--out", 8, "--device", "cdua"), "did you mean 'cuda'?"),
+        (("--in", 8, "--out", 8, "--budget", 2), "budget=2.0. Rule"),
+        (("--in", 8, "--out", 8, "--chain", "butterfly(16)"), "shape 16 x 16, wanted is 8 x 8"),
+        (("--in", 8, "--out", 8, "--chain", "nonsense"), "is not a chain"),
+        (("--in", 10**7, "--out", 10**7, "--measure"), "Leave out --measure"),
+        (("--in", -1, "--out", 8), "n (inputs) is -1"),
+    ],
+)
+def test_refusals(arguments: tuple[object, ...], message: str) -> None:
+    result = run(*arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith("error: ")
+    assert message in result.stderr

@@ -1,0 +1,231 @@
+"""The advice: which chain, which batches, which sentence; and everything that it refuses."""
+
+import json
+import sys
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from flatwing import Chain
+from flatwing.kernels import wisdom
+from flatwing.kernels.advise import GRID, Advice, Row, advise
+from flatwing.kernels.candidates import sensible, within
+from flatwing.kernels.race import Timing
+
+
+def test_what_is_told() -> None:
+    advice = advise(512, 1024, batches=(1, 100), dtype="float64", threads=2, train=True)
+    record = advice.as_dict()
+    assert record == json.loads(json.dumps(record, allow_nan=False))
+    assert (record["shape"], record["dense_parameters"], record["dense_flops"]) == ([512, 1024], 2**19, 2**20)
+    assert Chain.parse(record["chain"]) == advice.chain == Chain.monarch(512, 1024, blocks=(16, 32))
+    assert (record["parameters"], record["flops"]) == (advice.chain.nnz, 2 * advice.chain.nnz)
+    assert record["choice"].startswith("monarch(512, 1024, blocks=(16, 32)): Monarch with")
+    assert (record["dtype"], record["device"], record["threads"], record["train"]) == ("float64", "cpu", 2, True)
+    assert [row["batch"] for row in record["batches"]] == [1, 100]
+    for row in record["batches"]:
+        assert row["speedup"] == pytest.approx(row["dense_seconds"] / row["seconds"])
+        assert row["seconds"] == min(row["times"].values()) == row["times"][row["backend"]]
+        assert (row["measured"], row["interval"]) == (False, None)
+    assert record["tried"] == sorted({*GRID, 100})
+    assert record["alternatives"] == []
+    assert str(advice) == record["sentence"]
+
+
+@pytest.mark.parametrize("change", [{"train": True}, {"dtype": torch.complex128}, {"threads": 4}])
+def test_task_reaches_the_prediction(change: dict[str, Any]) -> None:
+    plain, other = advise(1024, 1024, batches=[512]), advise(1024, 1024, batches=[512], **change)
+    assert (other.rows[0].dense_seconds > plain.rows[0].dense_seconds) == ("threads" not in change)
+    assert other.rows[0].seconds != plain.rows[0].seconds
+
+
+def test_huge_sizes_are_predicted_without_allocating() -> None:
+    advice = advise(10**7, 10**7, batches=[4096])
+    assert (advice.verdict, advice.rows[0].speedup > 100) == ("structure", True)
+    assert advise(10**7, 10**7, chain=Chain.dense(10**7, 10**7)).verdict == "dense"
+
+
+@pytest.mark.parametrize(
+    ("m", "n", "spec"),
+    [
+        (1024, 1024, "monarch(1024, 1024, blocks=32)"),
+        (1024, 4096, "monarch(1024, 4096, blocks=(32, 64))"),
+        (1000, 3072, "monarch(1000, 3072, blocks=(25, 48))"),
+        (1, 1, "low_rank(1, 1, rank=1)"),
+        (97, 1024, "low_rank(97, 1024, rank=22)"),
+    ],
+)
+def test_sensible_chain(m: int, n: int, spec: str) -> None:
+    found, why = sensible(m, n)
+    assert found == spec
+    assert Chain.parse(found).shape == (m, n)
+    assert why.startswith(("Monarch", "low rank"))
+
+
+@pytest.mark.parametrize(("m", "n"), [(64, 64), (1024, 1024), (768, 3072), (97, 101), (30, 42)])
+@pytest.mark.parametrize("budget", [0.1, 0.3, 1.0])
+def test_candidates_are_within_the_budget_and_reach_everything(m: int, n: int, budget: float) -> None:
+    families = within(m, n, budget)
+    assert "low_rank" in families
+    for specs in families.values():
+        for spec in specs:
+            chain = Chain.parse(spec)
+            assert chain.shape == (m, n)
+            assert chain.nnz <= budget * m * n
+            assert chain.pattern.density == 1, "every input reaches every output"
+        assert len(specs) == 1 or all(Chain.parse(spec).nnz >= 0.5 * int(budget * m * n) for spec in specs)
+
+
+def test_budget_takes_the_fastest_that_uses_it() -> None:
+    advice = advise(1024, 1024, budget=0.25, batches=[16, 256])
+    rich = [other for other in advice.alternatives if other.parameters >= 0.5 * 0.25 * 2**20]
+    assert advice.chain == Chain.parse(advice.alternatives[0].spec)
+    assert advice.alternatives[0].speedup == max(other.speedup for other in rich)
+    assert advice.alternatives[: len(rich)] == tuple(rich)
+    assert len(advice.alternatives) >= 3
+    ratios = dict(advice.alternatives[0].speedups)
+    assert ratios == {row.batch: row.speedup for row in advice.rows}
+    assert advice.alternatives[0].speedup == pytest.approx((ratios[16] * ratios[256]) ** 0.5)
+    assert "of 4 families" in advice.choice
+
+
+def made(wins: tuple[tuple[int, int], ...], *speedups: float) -> Advice:
+    rows = tuple(Row(4**i, "bmm", 1.0, s, False, None, None, (("bmm", 1.0),)) for i, s in enumerate(speedups))
+    tried = (1, 2, 4, 8, 16)
+    return Advice(Chain.butterfly(256), "as given", torch.float32, "cpu", 1, False, rows, wins, tried)
+
+
+LOSES = "Keep dense: at every batch from 1 to 16 it is faster than this chain (0.5x at batch 1, 0.046x at batch 4)."
+WINS = (
+    "Use the chain: at every batch from 1 to 16 it is faster than dense (2.5x at batch 1, 1,200x at batch 4), "
+    "with 6.25% of the parameters."
+)
+DEPENDS = (
+    "Use the chain for batch 2 to 4 and 16, with 6.25% of the parameters; keep dense for the others (0.5x at batch 1)."
+)
+
+
+@pytest.mark.parametrize(
+    ("advice", "verdict", "sentence"),
+    [
+        (made((), 0.5, 0.046), "dense", LOSES),
+        (made(((1, 16),), 2.5, 1234.5), "structure", WINS),
+        (made(((2, 4), (16, 16)), 0.5), "depends", DEPENDS),
+    ],
+)
+def test_sentence(advice: Advice, verdict: str, sentence: str) -> None:
+    assert (advice.verdict, advice.sentence) == (verdict, sentence)
+
+
+def test_one_batch_has_its_own_sentence() -> None:
+    advice = replace(made(((4, 4),), 3.0), tried=(4,))
+    assert advice.sentence.startswith("Use the chain: at batch 4 it is faster than dense")
+
+
+def test_dense_chain_loses_and_is_told_so() -> None:
+    advice = advise(chain=Chain.low_rank(256, 256, rank=256))
+    assert (advice.verdict, advice.wins) == ("dense", ())
+    assert all(row.speedup < 1 for row in advice.rows)
+
+
+@pytest.fixture
+def raced(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Measuring takes no time and gives fixed times: dense wins below batch 10. The batches that were measured."""
+    seen: list[int] = []
+
+    def race(task: Any) -> dict[str, Timing]:
+        seen.append(task.rows)
+        bmm = 1e-5 if task.rows >= 10 else 3e-5
+        return {
+            "F.linear": Timing(2e-5, 1e-5, 4e-5, 7),
+            "dense": Timing(9e-5, 8e-5, 1e-4, 7),
+            "bmm": Timing(bmm, 0.5 * bmm, 2 * bmm, 7),
+        }
+
+    monkeypatch.setattr(sys.modules["flatwing.kernels.advise"], "race", race)
+    return seen
+
+
+def test_measured_advice_claims_nothing_between(
+    raced: list[int], tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLATWING_WISDOM", str(tmp_path / "w.json"))
+    wisdom.forget()
+    told: list[tuple[str, int, int]] = []
+    advice = advise(64, 64, batches=(4, 100), measure=True, progress=lambda *a: told.append(a))
+    assert raced == [4, 100]
+    assert told == [("batch 4", 0, 2), ("batch 100", 1, 2)]
+    assert (advice.tried, advice.wins, advice.verdict) == ((4, 100), ((100, 100),), "depends")
+    low, high = advice.rows
+    assert (low.backend, low.measured, low.speedup) == ("bmm", True, pytest.approx(2 / 3))
+    assert (high.seconds, high.interval, high.dense_interval) == (1e-5, (0.5e-5, 2e-5), (1e-5, 4e-5))
+    assert high.times == (("bmm", 1e-5), ("dense", 9e-5))
+    later = advise(64, 64, batches=(128,))
+    assert (later.rows[0].measured, later.rows[0].seconds, later.rows[0].dense_seconds) == (True, 1e-5, 2e-5)
+    wisdom.forget()
+
+
+def test_what_was_measured_before_an_interruption_is_kept(
+    raced: list[int], tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLATWING_WISDOM", str(tmp_path / "w.json"))
+    wisdom.forget()
+
+    def interrupt(what: str, done: int, total: int) -> None:
+        if done == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt, match=r"^$"):
+        advise(64, 64, batches=(4, 100), measure=True, progress=interrupt)
+    wisdom.forget()
+    assert advise(64, 64, batches=(4, 100)).rows[0].measured
+    assert not advise(64, 64, batches=(4, 100)).rows[1].measured
+    wisdom.forget()
+
+
+def test_a_file_that_cannot_be_written_costs_a_note(
+    raced: list[int], tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("FLATWING_WISDOM", str(tmp_path / "file" / "w.json"))
+    advice = advise(64, 64, batches=(4,), measure=True)
+    assert advice.rows[0].measured
+    assert len(advice.notes) == 1
+    assert "batch 4 are not kept" in advice.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, r"m \(outputs\) is missing. Rule: both sizes"),
+        ({"m": 8}, r"n \(inputs\) is missing"),
+        ({"m": 0, "n": 8}, r"m \(outputs\) is 0. Rule: a whole number from 1"),
+        ({"m": 8, "n": 1 << 41}, r"n \(inputs\) is 2199023255552"),
+        ({"m": True, "n": 8}, r"m \(outputs\) is True"),
+        ({"m": 8, "n": 8, "chain": "butterfly(16)"}, "shape 16 x 16, wanted is 8 x 8"),
+        ({"m": 8, "chain": "butterfly(16)"}, "shape 16 x 16, wanted is 8 x 16"),
+        ({"chain": "monarhc(8,8,blocks=2)"}, "did you mean 'monarch'"),
+        ({"chain": "butterfly(16)", "budget": 0.5}, "a chain and a budget"),
+        ({"m": 64, "n": 64, "budget": 0.0}, r"budget=0.0. Rule: a share"),
+        ({"m": 64, "n": 64, "budget": 1.5}, r"budget=1.5. Rule: a share"),
+        ({"m": 64, "n": 64, "budget": float("nan")}, r"budget=nan. Rule: a share"),
+        ({"m": 64, "n": 64, "budget": 0.01}, r"allows 40 of 4,096 parameters, rank 1 needs 128. Rule: at least 0.031"),
+        ({"m": 8, "n": 8, "batches": []}, "no batch was given"),
+        ({"m": 8, "n": 8, "batches": [4, 0]}, "batch 0. Rule"),
+        ({"m": 8, "n": 8, "dtype": "float23"}, "unknown dtype 'float23', did you mean 'float32'"),
+        ({"m": 8, "n": 8, "dtype": torch.int8}, "unknown dtype 'int8'.* Rule: one of float32"),
+        ({"m": 8, "n": 8, "device": "gpu"}, "unknown device 'gpu'"),
+        ({"m": 8, "n": 8, "threads": 0}, "threads=0. Rule"),
+    ],
+)
+def test_refusals(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        advise(**arguments)
+
+
+def test_no_cuda_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match=r"torch sees no CUDA device here.*take 'cpu'"):
+        advise(8, 8, device="cuda")

@@ -1,0 +1,234 @@
+"""Measured times: kept between processes, merged, and never a reason to fail."""
+
+import json
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from flatwing import Chain, SparseProduct
+from flatwing.kernels import explain, multiply, wisdom
+from flatwing.kernels.backend import Task
+from flatwing.kernels.plan import plan_for
+
+CHAIN = Chain.butterfly(16)
+TASK = Task(CHAIN, rows=8)
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A wisdom file of this test, which does not exist yet."""
+    monkeypatch.setenv("FLATWING_WISDOM", str(tmp_path / "wise" / "w.json"))
+    wisdom.forget()
+    yield tmp_path / "wise" / "w.json"  # type: ignore[misc]
+    monkeypatch.undo()
+    wisdom.forget()
+
+
+def test_what_is_stored_is_found_in_this_process_and_the_next(place: Path) -> None:
+    wisdom.store(TASK, {"bmm": 2e-6, "F.linear": 3e-6})
+    assert wisdom.lookup(TASK) == {"bmm": 2e-6, "F.linear": 3e-6}
+    code = (
+        "from flatwing import Chain; from flatwing.kernels import wisdom; from flatwing.kernels.backend import Task\n"
+        "print(dict(wisdom.lookup(Task(Chain.butterfly(16), rows=8))))"
+    )
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "{'bmm': 2e-06, 'F.linear': 3e-06}\n"
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        Task(Chain.butterfly(32), rows=8),
+        Task(CHAIN, rows=9),
+        Task(CHAIN, rows=8, dtype=torch.float64),
+        Task(CHAIN, rows=8, layout="batch-last"),
+        Task(CHAIN, rows=8, train=True),
+        Task(CHAIN, rows=8, threads=2),
+        Task(CHAIN, rows=8, device="cuda"),
+    ],
+    ids=wisdom.key,
+)
+def test_another_task_is_not_known(place: Path, other: Task) -> None:
+    wisdom.store(TASK, {"bmm": 2e-6})
+    assert wisdom.lookup(other) == {}
+
+
+def test_rows_between_powers_of_two_share_an_entry(place: Path) -> None:
+    wisdom.store(Task(CHAIN, rows=5), {"bmm": 2e-6})
+    assert wisdom.lookup(TASK) == wisdom.lookup(Task(CHAIN, rows=6)) == {"bmm": 2e-6}
+    assert wisdom.lookup(Task(CHAIN, rows=4)) == {}
+
+
+def test_another_machine_is_not_known(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wisdom.store(TASK, {"bmm": 2e-6})
+    monkeypatch.setattr(wisdom, "machine", lambda device="cpu": "another one, torch 3")
+    wisdom.forget()
+    assert wisdom.lookup(TASK) == {}
+    wisdom.store(TASK, {"bmm": 5e-6})
+    assert sorted(json.loads(place.read_text())["machines"]) != ["another one, torch 3"], "the first one is kept"
+
+
+def test_machine_tells_what_times_depend_on() -> None:
+    assert f"torch {torch.__version__}" in wisdom.machine()
+    assert not wisdom.machine().startswith(",")
+
+
+def test_plans_follow_what_was_measured(place: Path) -> None:
+    before, version = plan_for(TASK), wisdom.version()
+    assert not before.measured
+    wisdom.store(TASK, {"dense": 1e-7, "bmm": 5e-6, "F.linear": 4e-7})
+    assert wisdom.version() != version
+    after = plan_for(TASK)
+    assert (after.backend, after.measured, after.seconds, after.dense_seconds) == ("dense", True, 1e-7, 4e-7)
+    assert explain(CHAIN, batch=7).backend == "dense"
+    assert plan_for(Task(CHAIN, rows=16)).measured is False
+
+
+def test_new_numbers_join_the_old_ones_and_the_last_one_stays(place: Path) -> None:
+    wisdom.store(TASK, {"bmm": 2e-6, "dense": 3e-6})
+    wisdom.store(TASK, {"bmm": 4e-6})
+    wisdom.forget()
+    assert wisdom.lookup(TASK) == {"bmm": 4e-6, "dense": 3e-6}
+
+
+def test_what_another_process_stored_meanwhile_stays(place: Path) -> None:
+    assert wisdom.lookup(TASK) == {}  # has read: there is nothing
+    code = (
+        "import sys; from flatwing import Chain; from flatwing.kernels import wisdom\n"
+        "from flatwing.kernels.backend import Task\n"
+        "for i in range(20): wisdom.store(Task(Chain.butterfly(16), rows=1 << i), {sys.argv[1]: 1e-6})"
+    )
+    commands = [[sys.executable, "-c", code, name] for name in ("one", "two")]
+    processes = [subprocess.Popen(command) for command in commands]
+    assert [process.wait(timeout=100) for process in processes] == [0, 0]
+    wisdom.store(TASK, {"three": 1e-6})
+    wisdom.forget()
+    assert [dict(wisdom.lookup(Task(CHAIN, rows=1 << i))) for i in (0, 19)] == [{"one": 1e-6, "two": 1e-6}] * 2
+    assert sorted(wisdom.lookup(TASK)) == ["one", "three", "two"]
+    assert sorted(path.name for path in place.parent.iterdir()) == ["w.json", "w.json.lock"]
+
+
+def test_old_tasks_and_machines_are_forgotten(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wisdom, "KEPT", 2)
+    for rows in (1, 2, 1, 4):
+        wisdom.store(Task(CHAIN, rows=rows), {"bmm": 1e-6})
+    assert [rows for rows in (1, 2, 4) if wisdom.lookup(Task(CHAIN, rows=rows))] == [1, 4]
+    monkeypatch.setattr(wisdom, "MACHINES", 2)
+    for name in ("b", "c"):
+        monkeypatch.setattr(wisdom, "machine", lambda device="cpu", name=name: name)
+        wisdom.store(TASK, {"bmm": 1e-6})
+    assert list(json.loads(place.read_text())["machines"]) == ["b", "c"]
+
+
+def content(times: object) -> str:
+    return json.dumps({"format": 1, "machines": {wisdom.machine(): {"times": {wisdom.key(TASK): times}}}})
+
+
+HOSTILE = {
+    "empty": "",
+    "truncated": '{"format": 1, "machines": {"x": ',
+    "binary": b"\x80\x04\xff\x00",
+    "other json": "[1, 2]",
+    "other format": '{"format": 2, "machines": {}}',
+    "no machines": '{"format": 1}',
+    "machine is a list": '{"format": 1, "machines": {"a": []}}',
+    "times are a number": '{"format": 1, "machines": {"a": {"times": 3}}}',
+    "task is text": content("quick"),
+    "text": content({"bmm": "fast"}),
+    "bool": content({"bmm": True}),
+    "nan": content({"bmm": float("nan")}),
+    "infinite": content({"bmm": float("inf")}),
+    "negative": content({"bmm": -1e-6}),
+    "zero": content({"bmm": 0.0}),
+    "tiny": content({"bmm": 1e-300}),
+    "huge number": content({"bmm": 10**400}),
+    "nested": "[" * 100_000 + "]" * 100_000,
+    "too long": " " * (wisdom.LARGEST + 1),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_file_that_is_not_ours_is_ignored_with_one_warning(place: Path, name: str) -> None:
+    text = HOSTILE[name]
+    place.parent.mkdir()
+    place.write_bytes(text if isinstance(text, bytes) else text.encode())
+    x, product = torch.ones(8, 16), SparseProduct(CHAIN, [torch.ones(8, 2, 2)] * 4)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        y = multiply(x, product)
+        multiply(torch.ones(1, 16), product)
+        assert wisdom.lookup(TASK) == {}
+    assert [warning.category for warning in caught] == [RuntimeWarning]
+    assert "w.json' is ignored" in str(caught[0].message)
+    assert torch.equal(y, torch.full((8, 16), 16.0))
+    assert place.stat().st_size == len(text), "not overwritten"
+    with pytest.warns(RuntimeWarning, match=r"is now 'w.json.bad'"):
+        wisdom.store(TASK, {"bmm": 1e-6})
+    assert (place.parent / "w.json.bad").stat().st_size == len(text)
+    wisdom.forget()
+    assert wisdom.lookup(TASK) == {"bmm": 1e-6}
+
+
+def test_a_warning_that_is_an_error_does_not_fail_a_multiplication(place: Path) -> None:
+    place.parent.mkdir()
+    place.write_text("no")
+    assert explain(CHAIN, batch=8).seconds > 0  # pytest turns warnings into errors
+
+
+def test_a_folder_or_pipe_in_its_place_is_not_read(place: Path) -> None:
+    place.parent.mkdir()
+    os.mkfifo(place)
+    with pytest.warns(RuntimeWarning, match="it is not a file"):
+        assert wisdom.lookup(TASK) == {}
+
+
+def test_the_file_is_read_once(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads = []
+    monkeypatch.setattr(wisdom, "_read", lambda place: reads.append(place) or ({}, None))
+    for rows in (1, 2, 4):
+        plan_for(Task(CHAIN, rows=rows, dtype=torch.complex128))
+    assert reads == [place]
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf"), 1e9])
+def test_seconds_that_are_none_are_not_stored(place: Path, value: float) -> None:
+    with pytest.raises(ValueError, match=r"no time of a multiplication. Rule: between 1e-08 and 100000"):
+        wisdom.store(TASK, {"bmm": value})
+    assert not place.exists()
+
+
+def test_the_null_device_means_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLATWING_WISDOM", os.devnull)
+    assert wisdom.path() is None
+    wisdom.store(TASK, {"bmm": 1e-6})
+    assert wisdom.lookup(TASK) == {}
+
+
+def test_where_the_file_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("FLATWING_WISDOM")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    found: Callable[[], str] = lambda: wisdom.path().relative_to(tmp_path).as_posix()  # noqa: E731
+    assert found() == ".cache/flatwing/wisdom.json"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "c"))
+    assert found() == "c/flatwing/wisdom.json"
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert found() == "Library/Caches/flatwing/wisdom.json"
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setenv("LOCALAPPDATA", str(tmp_path / "AppData"))
+    assert found() == "AppData/flatwing/wisdom.json"
+    monkeypatch.setenv("FLATWING_WISDOM", "here.json")
+    assert wisdom.path() == Path("here.json")
+
+
+def test_a_place_that_cannot_be_written_is_told(place: Path) -> None:
+    place.parent.write_text("a file where a folder should be")
+    with pytest.raises(OSError, match="wise"):
+        wisdom.store(TASK, {"bmm": 1e-6})
