@@ -1,0 +1,210 @@
+"""General blocks on the CPU: products of factors of any pattern, and their gradients, tile by tile in cache."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from ...structure import Chain
+from ..backend import Gradients
+from . import blocks_kernels as kernels
+from . import workers
+from .simd import vector_bytes
+from .tiles import UNIT
+
+SCALARS = {
+    torch.float32: np.float32(0),
+    torch.float64: np.float64(0),
+    torch.complex64: np.complex64(0),
+    torch.complex128: np.complex128(0),
+}
+TAGS = {
+    (dtype, row): (scalar,) * (row // UNIT)
+    for dtype, scalar in SCALARS.items()
+    for row in (vector_bytes() // 2, vector_bytes(), 2 * vector_bytes())
+    if row >= (2 * UNIT if dtype.is_complex else UNIT)
+}
+"""Tags of tiles, by type and bytes of a row."""
+
+
+def unsupported_because(chain: Chain, dtype: torch.dtype, rows: int, last: bool) -> str | None:
+    """None if these kernels compute it, else a reason; they take every chain, number of rows and layout.
+
+    >>> unsupported_because(Chain.butterfly(8), torch.bfloat16, 4, False)
+    'bfloat16 is not computed by the numba kernels; they take float32, float64, complex64 and complex128'
+    """
+    if dtype in SCALARS:
+        return None
+    name = str(dtype).removeprefix("torch.")
+    return f"{name} is not computed by the numba kernels; they take float32, float64, complex64 and complex128"
+
+
+class _Call(NamedTuple):
+    """The factors of one call, as the kernels read them, and the sizes of the memory they need."""
+
+    words: array[int]
+    weights: list[torch.Tensor]
+    """Kept alive while their addresses are in use."""
+    n: int
+    m: int
+    widest: int
+    """Largest number of rows or columns of a factor."""
+    inner: int
+    """Largest b or c."""
+    kept: int
+    """Entries of the inputs of all factors."""
+
+
+def _call(factors: Sequence[torch.Tensor], depths: Sequence[int]) -> _Call:
+    words: array[int] = array("q")
+    weights: list[torch.Tensor] = []
+    n = m = widest = inner = kept = 0
+    for i in range(len(factors) - 1, -1, -1):
+        w, d = _plain(factors[i]), depths[i]
+        if not w.is_contiguous():
+            w = w.contiguous()
+        weights.append(w)
+        blocks, b, c = w.shape
+        words.extend((w.data_ptr(), blocks // d, b, c, d, 0))
+        m, columns = blocks * b, blocks * c
+        if not n:
+            n = widest = columns
+        widest = m if m > widest else widest
+        inner = max(inner, b, c)
+        kept += columns
+    return _Call(words, weights, n, m, widest, inner, kept)
+
+
+def _plain(x: torch.Tensor) -> torch.Tensor:
+    """x, with conjugation or negation carried out where torch only noted it."""
+    return x.resolve_conj().resolve_neg() if x.is_complex() else x
+
+
+def _rows(x: torch.Tensor) -> tuple[torch.Tensor, int, int]:
+    """x, or a copy whose last dimension is contiguous, its address, and the bytes from one row to the next."""
+    x = _plain(x)
+    if x.stride(1) != 1 and x.shape[1] > 1:
+        x = x.contiguous()
+    return x, x.data_ptr(), x.stride(0) * x.element_size()
+
+
+def _row(dtype: torch.dtype, rows: int) -> int:
+    """Bytes of a row of a tile: whole vectors, half ones for few rows."""
+    wide = vector_bytes() * (2 if dtype.is_complex else 1)
+    half = wide // 2
+    return half if rows * dtype.itemsize <= half and (dtype, half) in TAGS else wide
+
+
+def forward(
+    x: torch.Tensor, factors: Sequence[torch.Tensor], depths: Sequence[int], last: bool, threads: int
+) -> torch.Tensor:
+    """x @ (K_1 ... K_L)^T as a new contiguous (rows, m), or (m, rows) if `last`; arguments as for `Backend.forward`.
+
+    >>> forward(torch.ones(1, 4), [torch.ones(2, 2, 2)] * 2, [2, 1], False, 1).tolist()
+    [[4.0, 4.0, 4.0, 4.0]]
+    """
+    call = _call(factors, depths)
+    rows = x.shape[1 if last else 0]
+    y = x.new_empty((call.m, rows) if last else (rows, call.m))
+    if rows == 0:
+        return y
+    dtype, item = x.dtype, x.element_size()
+    x, source, x_pitch = _rows(x)
+    y_pitch = (rows if last else call.m) * item
+    row = _row(dtype, rows)
+    width = row // item
+    lines = call.inner + 2 * call.widest
+    spec = call.words.buffer_info()[0]
+    edge = 2 * item * max(call.n, call.m)
+
+    def part(start: int, stop: int) -> None:
+        tiles, _memory = workers.scratch(row * lines + 8 * width + edge + 8)
+        table = tiles + row * lines
+        kernels.forward_tiles(
+            TAGS[dtype, row], spec, len(factors), source, x_pitch, y.data_ptr(), y_pitch, last, start, stop, rows,
+            table, table + 8 * width, tiles, call.widest, call.inner,
+        )  # fmt: skip
+
+    if threads == 1 or rows <= width:
+        part(0, rows)
+    else:
+        workers.run(part, workers.split(rows, threads, width))
+    return y
+
+
+def backward(
+    x: torch.Tensor,
+    factors: Sequence[torch.Tensor],
+    depths: Sequence[int],
+    grad: torch.Tensor,
+    last: bool,
+    need_x: bool,
+    need_factors: bool,
+    threads: int,
+) -> Gradients:
+    """Gradients for x and the factors, as autograd conjugates them; arguments as for `Backend.backward`.
+
+    >>> grads = backward(torch.ones(3, 2), [torch.ones(1, 1, 2)], [1], torch.ones(3, 1), False, True, True, 1)
+    >>> grads.x.tolist(), grads.factors[0].tolist()
+    ([[1.0, 1.0], [1.0, 1.0], [1.0, 1.0]], [[[3.0, 3.0]]])
+    """
+    call = _call(factors, depths)
+    rows = x.shape[1 if last else 0]
+    dtype, item = x.dtype, x.element_size()
+    row = _row(dtype, rows)
+    width = row // item
+    parts = workers.split(rows, threads, width) if rows else []
+    sizes = [w.numel() for w in call.weights]
+    sums = x.new_zeros((max(len(parts), 1), sum(sizes) if need_factors else 0))
+    y = x.new_empty(((call.n, rows) if last else (rows, call.n)) if need_x else (0, 0))
+    x, source, x_pitch = _rows(x)
+    grad, given, g_pitch = _rows(grad)
+    lines = 2 * (call.inner + call.widest) + (call.kept if need_factors else 0)
+    edge = 2 * item * max(call.n, call.m)
+
+    def part(number: int, start: int, stop: int) -> None:
+        words, at = array("q", call.words), sums[number].data_ptr()
+        for f, size in enumerate(sizes):
+            words[kernels.SPEC * f + 5] = at
+            at += size * item
+        tiles, _memory = workers.scratch(row * lines + 8 * width + edge + 8)
+        table = tiles + row * lines
+        kernels.backward_tiles(
+            TAGS[dtype, row], words.buffer_info()[0], len(factors), source, x_pitch, given, g_pitch,
+            y.data_ptr(), (rows if last else call.n) * item, last, start, stop, rows,
+            table, table + 8 * width, tiles, call.widest, call.inner, need_x, need_factors,
+        )  # fmt: skip
+
+    if parts:
+        workers.run(part, [(number, *span) for number, span in enumerate(parts)])
+    if not need_factors:
+        return Gradients(y if need_x else None, None)
+    total = sums[0]
+    for other in sums[1:]:
+        total += other
+    pieces = [piece.view(w.shape) for piece, w in zip(total.split(sizes), call.weights, strict=True)]
+    return Gradients(y if need_x else None, pieces[::-1])
+
+
+def seconds(chain: Chain, rows: int, dtype: torch.dtype, last: bool, train: bool, threads: int) -> float:
+    """Predicted time of one call, from the multiplications, the transposition of tiles and the reading of weights.
+
+    >>> seconds(Chain.butterfly(64), 100, torch.float32, False, True, 1) > 0
+    True
+    """
+    planes = 2 if dtype.is_complex else 1
+    width = vector_bytes() * planes // dtype.itemsize
+    padded = -(-rows // width) * width
+    vectors = padded * dtype.itemsize / vector_bytes()  # machine vectors in a row of all tiles
+    work = chain.nnz * vectors * planes * CYCLE
+    work += sum(p.blocks for p in chain) * (padded / width) * BLOCK
+    moved = sum(chain.shape) * vectors * (MOVE if last else TURN)
+    total = (5.0 * work + 2 * moved if train else work) + moved + chain.nnz * dtype.itemsize * READ
+    return total / workers.useful(threads, total)
+
+
+CYCLE, BLOCK, MOVE, TURN, READ = 0.3e-9, 5e-9, 1e-9, 2e-9, 5e-11
