@@ -15,12 +15,14 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import Parameter
+from torch.utils.flop_counter import register_flop_formula
 
 from . import native
 from .backend import BACKENDS, chain_of
 from .plan import plan_for, task_of
 
 _peek = torch._C._functorch.peek_interpreter_stack  # pyright: ignore[reportAttributeAccessIssue]
+_batched = torch._C._functorch.is_legacy_batchedtensor  # pyright: ignore[reportAttributeAccessIssue]
 _modes = torch._C._len_torch_dispatch_stack
 _PLAIN = (Tensor, Parameter)
 
@@ -82,8 +84,11 @@ class _Multiply(torch.autograd.Function):
         x, *factors = ctx.saved_tensors
         depths, backend, last = ctx.call
         need_x, _, *needed = ctx.needs_input_grad
-        if torch.is_grad_enabled() or not (_plain(x, factors) and _plain(grad, ())):
+        if torch.is_grad_enabled() or _transformed() or _batched(grad):
             gx, gw = native.backward(x, factors, depths, grad, last)
+            return (gx, None, *gw)
+        if not (_plain(x, factors) and _plain(grad, ())):
+            gx, *gw = backward_op(x, factors, list(depths), backend, last, grad)
             return (gx, None, *gw)
         found = BACKENDS[backend].backward(x, factors, depths, grad, last, need_x, any(needed))
         return (found.x, None, *(found.factors or [None] * len(factors)))
@@ -144,6 +149,20 @@ def _(x: Tensor, factors: list[Tensor], depths: list[int], backend: str, last: b
     return [x.new_empty(x.shape), *(w.new_empty(w.shape) for w in factors)]
 
 
+@register_flop_formula(torch.ops.flatwing.multiply)
+def _(x_shape: Any, factor_shapes: Any, *_: Any, **__: Any) -> int:
+    return _operations(x_shape, factor_shapes, _[2])
+
+
+@register_flop_formula(torch.ops.flatwing.multiply_backward)
+def _(x_shape: Any, factor_shapes: Any, *_: Any, **__: Any) -> int:
+    return 2 * _operations(x_shape, factor_shapes, _[2])  # both gradients, without what is computed again
+
+
+def _operations(x: Sequence[int], factors: Sequence[Sequence[int]], last: bool) -> int:
+    return 2 * x[1 if last else 0] * sum(blocks * b * c for blocks, b, c in factors)
+
+
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     x, factors, ctx.depths, ctx.backend, ctx.last, *grad = inputs
     ctx.save_for_backward(x, *factors, *grad)
@@ -151,7 +170,10 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     x, *factors = ctx.saved_tensors
-    gx, *gw = backward_op(x, factors, ctx.depths, ctx.backend, ctx.last, grad)
+    if _batched(grad):  # `is_grads_batched` of autograd, whose vmap is older than that of `torch.func`
+        gx, gw = native.backward(x, factors, ctx.depths, grad, ctx.last)
+    else:
+        gx, *gw = backward_op(x, factors, ctx.depths, ctx.backend, ctx.last, grad)
     return gx, gw, None, None, None
 
 

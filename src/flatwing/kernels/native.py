@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+Size = int | torch.SymInt  # symbolic while a model is traced
 FEW_ROWS = 8  # measured: above, it pays to bring the vectors into columns before the first factor
 
 
@@ -29,7 +30,7 @@ def apply_columns(w: torch.Tensor, x: torch.Tensor, d: int) -> torch.Tensor:
     return y.reshape(a, d, b, k).transpose(1, 2).reshape(a * b * d, k)
 
 
-def _blocks_of_columns(x: torch.Tensor, a: int, c: int, d: int) -> torch.Tensor:
+def _blocks_of_columns(x: torch.Tensor, a: Size, c: Size, d: Size) -> torch.Tensor:
     view = x.reshape(a, c, d, -1).transpose(1, 2)
     if a == 1:
         return view[0]

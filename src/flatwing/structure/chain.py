@@ -36,6 +36,7 @@ class Chain(ChainFamilies):
 
     def __init__(self, patterns: Iterable[Pattern | Sequence[int]]) -> None:
         self.patterns = tuple(p if isinstance(p, Pattern) else _pattern(p) for p in patterns)
+        self.depths = tuple(p.d for p in self.patterns)  # what the shapes (a*d, b, c) of the factors leave open
         if not self.patterns:
             raise ValueError("a chain needs at least one pattern, got none. Try Chain.dense(m, n).")
         for i, (left, right) in enumerate(pairwise(self.patterns)):
@@ -64,11 +65,6 @@ class Chain(ChainFamilies):
     def density(self) -> float:
         """Parameters over entries, nnz / (m n); above 1 the dense matrix is smaller."""
         return self.nnz / prod(self.shape)
-
-    @cached_property
-    def depths(self) -> tuple[int, ...]:
-        """The d of every pattern, leftmost first: what the shapes (a*d, b, c) of the factors leave open."""
-        return tuple(p.d for p in self.patterns)
 
     @property
     def T(self) -> Chain:

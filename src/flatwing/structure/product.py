@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterable
+from functools import reduce
 from math import prod
 from typing import Any, final
 
@@ -165,7 +166,7 @@ class SparseProduct:
             split = Split(left, right)
             return split.pattern, split.multiply(x, y)
 
-        pattern = self.chain[i : j + 1].pattern
+        pattern = reduce(Pattern.__mul__, run.patterns)
         values = fuse(i, j + 1)[1].reshape(*self.batch, pattern.blocks, pattern.b, pattern.c)
         chain = Chain((*self.chain.patterns[:i], pattern, *self.chain.patterns[j + 1 :]))
         factors = (*self.factors[:i], values, *self.factors[j + 1 :])

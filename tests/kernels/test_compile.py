@@ -1,0 +1,168 @@
+"""torch.compile, strict export and FSDP2, in processes of their own: compilers cannot trace the checks of the tests."""
+
+import os
+import socket
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+START = """
+    import torch
+    from flatwing import Chain, kernels
+    from flatwing.kernels.backend import Task
+    from multiplication import Case, Opaque, same
+    torch.set_num_threads(1)
+    kernels.BACKENDS.register("opaque")(Opaque())
+    NAMES = [
+        name for name, backend in kernels.BACKENDS.items()
+        if not backend.native and backend.unsupported_because(Task(Chain.butterfly(16), 4, torch.float64)) is None
+    ]
+    CASES = [Case(Chain.parse(text), name) for text in ("butterfly(16)", "monarch(12, 20, blocks=4)") for name in NAMES]
+"""
+
+
+def run(code: str) -> str:
+    return execute("-c", textwrap.dedent(START) + textwrap.dedent(code))
+
+
+def execute(*arguments: str) -> str:
+    command = [sys.executable, "-W", "ignore", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_one_graph(backend: str) -> None:
+    code = f"""
+    for case in CASES:
+        torch._dynamo.reset()
+        compiled = torch.compile(case.loss, fullgraph=True, backend="{backend}")
+        leaves = case.leaves()
+        same(torch.autograd.grad(compiled(*leaves), leaves), torch.autograd.grad(case.judged_loss(*leaves), leaves))
+        wider = [torch.randn(9, case.chain.shape[1], dtype=torch.float64), *case.factors]  # another number of rows
+        same(compiled(*wider), case.judged_loss(*wider))
+    print("compiled", *NAMES)
+    """
+    assert "compiled" in run(code)
+
+
+def test_operators_are_well_formed() -> None:
+    code = """
+    from flatwing.kernels import dispatch
+    for name in NAMES:
+        for last in (False, True):
+            case = Case(Chain.butterfly(16), name)
+            x, *factors = case.leaves()
+            x = x.detach().mT.contiguous().requires_grad_() if last else x
+            arguments = (x, factors, list(case.chain.depths), name, last)
+            torch.library.opcheck(dispatch.multiply_op, arguments)
+            grad = torch.randn_like(x.detach())
+            torch.library.opcheck(dispatch.backward_op, (*arguments, grad))
+    print("checked")
+    """
+    assert "checked" in run(code)
+
+
+def test_auto_is_decided_at_each_call() -> None:
+    code = """
+    case = Case(Chain.butterfly(16), "auto")
+    compiled = torch.compile(case.loss, fullgraph=True, backend="aot_eager", dynamic=True)
+    leaves = case.leaves()
+    same(torch.autograd.grad(compiled(*leaves), leaves), torch.autograd.grad(case.judged_loss(*leaves), leaves))
+    for rows in (1, 300):
+        tensors = [torch.randn(rows, 16, dtype=torch.float64), *case.factors]
+        same(compiled(*tensors), case.judged_loss(*tensors))
+    print("compiled")
+    """
+    assert "compiled" in run(code)
+
+
+def test_native_backends_are_seen_through() -> None:
+    code = """
+    for name in ("reference", "bmm", "dense"):
+        torch._dynamo.reset()
+        case = Case(Chain.butterfly(16), name)
+        leaves = case.leaves()
+        compiled = torch.compile(case.loss, fullgraph=True, backend="aot_eager")
+        same(torch.autograd.grad(compiled(*leaves), leaves), torch.autograd.grad(case.judged_loss(*leaves), leaves))
+    with torch.autocast("cpu"):
+        assert torch.compile(case.f, fullgraph=True, backend="aot_eager")(case.x.float(), *(
+            w.float() for w in case.factors)).dtype == torch.bfloat16
+    print("compiled")
+    """
+    assert "compiled" in run(code)
+
+
+def test_strict_export() -> None:
+    code = """
+    class Layer(torch.nn.Module):
+        def __init__(self, case):
+            super().__init__()
+            self.case, self.factors = case, torch.nn.ParameterList(case.factors)
+
+        def forward(self, x):
+            return self.case.f(x, *self.factors)
+
+    for case in CASES:
+        rows = torch.export.Dim("rows", min=2, max=1000)
+        program = torch.export.export(Layer(case), (case.x,), dynamic_shapes={"x": {0: rows}}, strict=True)
+        assert any("flatwing.multiply" in str(node.target) for node in program.graph.nodes)
+        x = torch.randn(11, case.chain.shape[1], dtype=torch.float64)
+        same(program.module()(x), case.judge(x, *case.factors))
+    print("exported")
+    """
+    assert "exported" in run(code)
+
+
+SHARDED = """
+    import torch.distributed as dist
+    from torch import nn
+    from torch.distributed.fsdp import fully_shard
+    from flatwing import SparseProduct
+
+    class Layer(nn.Module):
+        def __init__(self, case):
+            super().__init__()
+            self.case, self.factors = case, nn.ParameterList(case.factors)
+
+        def forward(self, x):
+            return self.case.f(x, *self.factors)
+
+    def train(model, shard):
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+        for step in range(5):
+            optimizer.zero_grad()
+            x = torch.randn(8, 16, generator=torch.Generator().manual_seed(step), dtype=torch.float64)
+            mine = x[shard]
+            loss = model(mine).square().sum() / len(mine)
+            loss.backward()
+            optimizer.step()
+        return model
+
+    dist.init_process_group("gloo")
+    rank, ranks = dist.get_rank(), dist.get_world_size()
+    for name in NAMES:
+        alone = train(Layer(Case(Chain.butterfly(16), name)), slice(None))
+        sharded = Layer(Case(Chain.butterfly(16), name))
+        fully_shard(sharded)
+        train(sharded, slice(rank * 8 // ranks, (rank + 1) * 8 // ranks))
+        for a, b in zip(alone.factors, sharded.factors, strict=True):
+            same(b.full_tensor().detach(), a.detach())
+    print("sharded", *NAMES, flush=True)
+    dist.destroy_process_group()
+"""
+
+
+def test_fsdp2_trains_as_one_process(tmp_path: Path) -> None:
+    script = tmp_path / "sharded.py"
+    script.write_text(textwrap.dedent(START) + textwrap.dedent(SHARDED))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    out = execute("-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}", str(script))
+    assert out.count("sharded") == 2
