@@ -145,7 +145,7 @@ def test_an_optimum_is_left_alone(sites: int) -> None:
 
 
 def test_refinement_of_a_batch_of_a_dual_chain_with_permutations() -> None:
-    chain = Chain.from_radices((2, 3, 2), (3, 2, 2), (1, 2)).T
+    chain = Chain.from_radices((2, 3, 2), (3, 2, 2), (1, 1)).T
     A = torch.randn(4, 12, 12, dtype=torch.float64)
     perm = torch.randperm(12), torch.randperm(12)
     plain, refined = factorize(A, chain, perm=perm), factorize(A, chain, perm=perm, refine=5)

@@ -13,8 +13,9 @@ import torch
 from ..core import as_matrix, threads_for
 from ..structure import Chain, SparseProduct
 from ..structure.nearest import nearest_chainable
-from .butterfly import fix_signs, hierarchical, split_at
+from .butterfly import split_at
 from .certificate import is_rounding, prove, relative
+from .compiled import fix_signs, hierarchical
 from .factorization import Factorization, SplitReport
 from .order import split_order
 from .permutation import Permutations, candidate_permutations, permuted

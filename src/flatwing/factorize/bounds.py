@@ -10,6 +10,7 @@ from jaxtyping import Float, Num
 
 from ..structure.split import Split
 from .butterfly import chunks
+from .compiled import split_tails, supports
 from .solvers import TOLERANCE, select_solver, top_vector
 
 STRIP_BYTES = 1 << 21  # larger than what `cut` uses: many small Gram matrices are made of one strip
@@ -56,6 +57,8 @@ def matrix_tails(
 
 def tails_by_residual(values: Num[torch.Tensor, "blocks b c"], split: Split) -> Float[torch.Tensor, "columns rows"]:
     """Squared tails of every block of one split, each measured as the residual of a checked solver."""
+    if split.rank == 1 and supports(values):
+        return split_tails(values, [split])[0]
     blocks = split.blocks(values)
     rows, columns = split.block_shape
     tails = torch.empty(blocks.shape[:4], dtype=torch.float64, device=values.device)

@@ -12,7 +12,8 @@ from jaxtyping import Float, Num
 
 from ..structure.pattern import Pattern
 from ..structure.split import Split
-from .solvers import select_solver
+from .order import schedule
+from .solvers import BlockSolver, energy, select_solver
 
 CHUNK_BYTES = 1 << 21  # blocks are solved in pieces that stay in the cache of one core
 
@@ -34,25 +35,18 @@ def hierarchical(
     Cost: O(m n max b) for left-to-right. Source: Algorithm 6.1 of Zheng et al., "Butterfly factorization with error
     guarantees".
     """
-    nodes = [(0, len(patterns))]
-    data = [values]
-    centre = 0  # the node that carries the weight; all others are orthonormal towards it
+    data = {(0, len(patterns)): values}
     tails: dict[int, torch.Tensor] = {}
-    for step, s in enumerate(order):
-        target = next(i for i, (lo, hi) in enumerate(nodes) if lo < s < hi)
-        if orthonormalize:
-            centre = _move_centre(data, nodes, patterns, centre, target)
-        lo, hi = nodes[target]
+    for move in schedule(len(patterns), order, orthonormalize):
+        lo, s, hi = move.nodes
         split = split_at(patterns, lo, s, hi)
-        rightwards = step + 1 == len(order) or order[step + 1] > s
-        weight = ("right" if rightwards else "left") if orthonormalize else "both"
-        left, right, tails[s] = cut(split, data[target], weight)
-        nodes[target : target + 1] = [(lo, s), (s, hi)]
-        data[target : target + 1] = [left, right]
-        centre = target + rightwards
-        if progress is not None:
-            progress(step + 1, len(order))
-    return data, tails
+        if move.cut:
+            data[lo, s], data[s, hi], tails[s] = cut(split, data.pop((lo, hi)), move.weight)
+            if progress is not None:
+                progress(len(tails), len(order))
+        else:
+            data[lo, s], data[s, hi] = carry(split, data[lo, s], data[s, hi], move.weight)
+    return [data[i, i + 1] for i in range(len(patterns))], tails
 
 
 @lru_cache(maxsize=4096)
@@ -61,22 +55,16 @@ def split_at(patterns: tuple[Pattern, ...], lo: int, s: int, hi: int) -> Split:
     return Split(reduce(Pattern.__mul__, patterns[lo:s]), reduce(Pattern.__mul__, patterns[s:hi]))
 
 
-def _move_centre(
-    data: list[torch.Tensor], nodes: list[tuple[int, int]], patterns: tuple[Pattern, ...], centre: int, target: int
-) -> int:
-    """Carry the weight from node `centre` to node `target` by QR, leaving orthonormal nodes behind."""
-    while centre != target:
-        i = centre if centre < target else centre - 1  # the pair (i, i + 1) that the weight crosses
-        (lo, s), (_, hi) = nodes[i], nodes[i + 1]
-        split = split_at(patterns, lo, s, hi)
-        u, v = split.left_blocks(data[i]), split.right_blocks(data[i + 1])
-        if centre < target:
-            u, v = orthonormal_columns(u, v)
-        else:
-            v, u = (x.mH for x in orthonormal_columns(v.mH, u.mH))
-        data[i], data[i + 1] = split.left_values(u), split.right_values(v)
-        centre += 1 if centre < target else -1
-    return centre
+def carry(
+    split: Split, left: Num[torch.Tensor, "blocks1 b1 c1"], right: Num[torch.Tensor, "blocks2 b2 c2"], weight: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same product of two neighbours with the weight on the "right" or "left", the other one orthonormal: by QR."""
+    u, v = split.left_blocks(left), split.right_blocks(right)
+    if weight == "right":
+        u, v = orthonormal_columns(u, v)
+    else:
+        v, u = (x.mH for x in orthonormal_columns(v.mH, u.mH))
+    return split.left_values(u), split.right_values(v)
 
 
 def orthonormal_columns(
@@ -100,12 +88,18 @@ def fix_signs(factors: Sequence[torch.Tensor], patterns: tuple[Pattern, ...]) ->
     """
     fixed = list(factors)
     for i in range(len(fixed) - 1):
-        split = split_at(patterns, i, i + 1, i + 2)
-        u, v = split.left_blocks(fixed[i]), split.right_blocks(fixed[i + 1])
-        phase = torch.sgn(u[..., :1, :])
-        phase = torch.where(phase == 0, torch.ones_like(phase), phase)
-        fixed[i], fixed[i + 1] = split.left_values(u * phase.conj()), split.right_values(v * phase.mT)
+        fixed[i], fixed[i + 1] = fix_sign(split_at(patterns, i, i + 1, i + 2), fixed[i], fixed[i + 1])
     return fixed
+
+
+def fix_sign(
+    split: Split, left: Num[torch.Tensor, "blocks1 b1 c1"], right: Num[torch.Tensor, "blocks2 b2 c2"]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same for one pair of neighbours."""
+    u, v = split.left_blocks(left), split.right_blocks(right)
+    phase = torch.sgn(u[..., :1, :])
+    phase = torch.where(phase == 0, torch.ones_like(phase), phase)
+    return split.left_values(u * phase.conj()), split.right_values(v * phase.mT)
 
 
 def cut(
@@ -122,25 +116,60 @@ def cut(
     right = values.new_empty(split.right.blocks, split.right.b, split.right.c)
     tails = torch.empty(grid, dtype=torch.float64, device=values.device)
     u, v = split.left_blocks(left), split.right_blocks(right)  # views: results are written where they belong
-    flip = columns < rows
-    sides = min(rows, columns), max(rows, columns)
-    solver = select_solver(*sides, r, values.device)
     for index in chunks(blocks):
         piece = blocks[index]
         shape = piece.shape[:4]
-        basis, coefficients, tail = solver.truncate((piece.mH if flip else piece).reshape(-1, *sides), r)
-        if weight == "both":
-            root = torch.linalg.vector_norm(coefficients, dim=2, keepdim=True).sqrt()
-            basis = basis * root.mT.to(basis.dtype)
-            coefficients = torch.where(root > 0, coefficients / root, 0)
-        elif (weight == "left") != flip:  # the coefficients are to be orthonormal instead of the basis
-            coefficients, basis = (x.mH for x in orthonormal_columns(coefficients.mH, basis.mH))
-        if flip:
-            basis, coefficients = coefficients.mH, basis.mH
+        basis, coefficients, tail = approximate(piece.reshape(-1, rows, columns), r, weight)
         u[index] = basis.reshape(*shape, rows, r)
         v[index] = coefficients.reshape(*shape, r, columns)
         tails[index] = tail.reshape(shape)
     return left, right, tails.reshape(split.regions)
+
+
+def approximate(
+    blocks: Num[torch.Tensor, "k rows columns"], rank: int, weight: str, solver: BlockSolver | None = None
+) -> tuple[torch.Tensor, torch.Tensor, Float[torch.Tensor, " k"]]:
+    """Left parts (k, rows, r), right parts (k, r, columns) and squared errors; `weight` as in `cut`."""
+    rows, columns = blocks.shape[1:]
+    flip = columns < rows
+    if solver is None:
+        solver = select_solver(min(rows, columns), max(rows, columns), rank, blocks.device)
+    basis, coefficients, tail = solver.truncate(blocks.mH if flip else blocks, rank)
+    if weight == "both":
+        root = torch.linalg.vector_norm(coefficients, dim=2, keepdim=True).sqrt()
+        basis = basis * root.mT.to(basis.dtype)
+        coefficients = torch.where(root > 0, coefficients / root, 0)
+    elif (weight == "left") != flip:  # the coefficients are to be orthonormal instead of the basis
+        coefficients, basis = (x.mH for x in orthonormal_columns(coefficients.mH, basis.mH))
+    return (coefficients.mH, basis.mH, tail) if flip else (basis, coefficients, tail)
+
+
+def residual(
+    values: Num[torch.Tensor, "blocks b c"], patterns: tuple[Pattern, ...], factors: Sequence[torch.Tensor]
+) -> Float[torch.Tensor, "columns rows"]:
+    """Squared error (float64) of the product of two or more factors, block by block of the cut in the middle.
+
+    Cost: O(m n r), the last product is never stored.
+    """
+    middle = len(factors) // 2
+    split = split_at(patterns, 0, middle, len(patterns))
+    u = split.left_blocks(fuse(factors[:middle], patterns[:middle]))
+    v = split.right_blocks(fuse(factors[middle:], patterns[middle:]))
+    blocks = split.blocks(values)
+    regions = torch.empty(blocks.shape[:4], dtype=torch.float64, device=blocks.device)
+    for index in chunks(blocks):
+        piece = (blocks[index] - u[index] @ v[index]).flatten(0, 3)
+        regions[index] = energy(piece).reshape(regions[index].shape)
+    return regions.reshape(split.regions)
+
+
+def fuse(factors: Sequence[torch.Tensor], patterns: tuple[Pattern, ...]) -> torch.Tensor:
+    """Values of a product of neighbours, as a balanced tree."""
+    if len(factors) == 1:
+        return factors[0]
+    middle = len(factors) // 2
+    split = split_at(patterns, 0, middle, len(patterns))
+    return split.multiply(fuse(factors[:middle], patterns[:middle]), fuse(factors[middle:], patterns[middle:]))
 
 
 def chunks(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from math import sqrt
 from operator import index
+from typing import NamedTuple
 
 ORDERS = ("best", "l2r", "r2l", "balanced")
 
@@ -49,6 +50,42 @@ def _balanced(first: int, last: int) -> Iterator[int]:
         yield middle
         yield from _balanced(first, middle)
         yield from _balanced(middle + 1, last)
+
+
+class Move(NamedTuple):
+    """One step of the hierarchical algorithm, at the border s of the factors lo ... s-1 and s ... hi-1.
+
+    A cut makes two nodes of one; other moves carry the weight from one of two neighbouring nodes to the other.
+    `weight` says which side carries it afterwards: "right", "left" or "both".
+    """
+
+    cut: bool
+    nodes: tuple[int, int, int]
+    weight: str
+
+
+def schedule(factors: int, order: Sequence[int], orthonormalize: bool) -> Iterator[Move]:
+    """The cuts in this order, each after the moves of the weight that it needs.
+
+    With `orthonormalize`, the nodes left of the one being cut have orthonormal block columns and those to the right
+    orthonormal block rows. Each cut leaves the weight on the side of the next cut: orders that peel ends move nothing.
+
+    >>> [(move.cut, move.nodes, move.weight) for move in schedule(3, (1, 2), True)]
+    [(True, (0, 1, 3), 'right'), (True, (1, 2, 3), 'right')]
+    """
+    nodes = [(0, factors)]
+    centre = 0  # the node that carries the weight; all others are orthonormal towards it
+    for step, s in enumerate(order):
+        target = next(i for i, (lo, hi) in enumerate(nodes) if lo < s < hi)
+        while orthonormalize and centre != target:
+            i = centre if centre < target else centre - 1  # the pair (i, i + 1) that the weight crosses
+            yield Move(False, (*nodes[i], nodes[i + 1][1]), "right" if centre < target else "left")
+            centre += 1 if centre < target else -1
+        lo, hi = nodes[target]
+        rightwards = step + 1 == len(order) or order[step + 1] > s
+        yield Move(True, (lo, s, hi), ("right" if rightwards else "left") if orthonormalize else "both")
+        nodes[target : target + 1] = [(lo, s), (s, hi)]
+        centre = target + rightwards
 
 
 def peels_ends(order: Sequence[int]) -> bool:

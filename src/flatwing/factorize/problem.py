@@ -13,8 +13,9 @@ from jaxtyping import Bool, Float, Int, Num
 from ..structure import Chain, Pattern
 from ..structure.factor import extract, with_batch, without_support
 from ..structure.split import Split
+from . import compiled
 from .bounds import matrix_tails, tails_by_residual, tree_bound
-from .butterfly import chunks, split_at
+from .butterfly import split_at
 from .solvers import TOLERANCE, energy
 
 # Below this relative bound the shared Gram matrices of `matrix_tails` have lost digits that the bound needs.
@@ -89,16 +90,7 @@ class Problem:
         if len(factors) == 1:
             difference = (self.values - factors[0]).reshape(self.count, -1)
             return self.outside + energy(difference)
-        middle = len(factors) // 2
-        split = self.split(middle)
-        u = split.left_blocks(_fuse(factors[:middle], self.patterns[:middle]))
-        v = split.right_blocks(_fuse(factors[middle:], self.patterns[middle:]))
-        blocks = split.blocks(self.values)
-        regions = torch.empty(blocks.shape[:4], dtype=torch.float64, device=blocks.device)
-        for index in chunks(blocks):
-            piece = (blocks[index] - u[index] @ v[index]).flatten(0, 3)
-            regions[index] = energy(piece).reshape(regions[index].shape)
-        return self.outside + self.per_matrix(regions)
+        return self.outside + self.per_matrix(compiled.residual(self.values, self.patterns, factors))
 
     def bounds(
         self,
@@ -133,12 +125,14 @@ class Problem:
             lower = self._lower(splits, known, 64 * torch.finfo(self.values.dtype).eps, TOLERANCE)
             if bool((error <= CLOSE_ENOUGH**2 * lower)[asked].all()):
                 return lower, [None if t is None else self.per_matrix(t) for t in tails]
-        slack = 4 * torch.finfo(torch.float64).eps
+        slack, double = 4 * torch.finfo(torch.float64).eps, torch.promote_types(self.values.dtype, torch.float64)
+        if self.values.numel() // self.count < LARGE and compiled.supports(self.values) and max(self.chain.ranks) == 1:
+            full = compiled.split_tails(self.values.to(double), splits)
+            return self._lower(splits, full, slack), [self.per_matrix(t) for t in full]
         full = matrix_tails(self.values, splits, careful=False)  # goes to float64 strip by strip
         # differences of energies: their rounding is a share of the energy, not of the bound
         lower = (self._lower(splits, full, slack) - slack * self.norm).clamp_min(0)
         if bool((lower < CAREFUL_BELOW**2 * self.norm)[asked].any()):
-            double = torch.promote_types(self.values.dtype, torch.float64)
             full = matrix_tails(self.values.to(double), splits, careful=True)
             lower = self._lower(splits, full, slack, TOLERANCE)
         return lower, [self.per_matrix(t) for t in full]
@@ -169,12 +163,3 @@ def scaled(values: Num[torch.Tensor, "batch ..."], exponents: Int[torch.Tensor, 
         power = torch.ldexp(torch.ones_like(part, dtype=torch.float64), part).to(values.real.dtype)
         values = values * power.reshape(-1, *(1,) * (values.ndim - 1))
     return values
-
-
-def _fuse(factors: Sequence[torch.Tensor], patterns: tuple[Pattern, ...]) -> torch.Tensor:
-    """Values of a product of neighbours, as a balanced tree."""
-    if len(factors) == 1:
-        return factors[0]
-    middle = len(factors) // 2
-    split = split_at(patterns, 0, middle, len(patterns))
-    return split.multiply(_fuse(factors[:middle], patterns[:middle]), _fuse(factors[middle:], patterns[middle:]))

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from ..core import as_matrix, threads_for
 from ..structure import Chain, Pattern, SparseProduct
 from ..structure.factor import embed, extract
-from .butterfly import hierarchical
+from .compiled import hierarchical
 from .metric import Metric, cholesky, solve
 
 CG_STEPS = 12  # per factor and sweep; each one lowers the error, the next sweep goes on from there

@@ -1,0 +1,190 @@
+"""The hierarchical algorithm in compiled loops, where that is possible; else, and for what they cannot prove, torch.
+
+The functions here have twins written with torch alone (`butterfly.hierarchical`, `butterfly.fix_signs` and so on) that
+define what is computed: the tests compare them forever. Compiled loops run for ordinary matrices on the CPU when numba
+can be imported; the first call in a precision compiles for some seconds, and leaves the result in the cache of numba on
+disk for later processes. Nothing here is imported with `import flatwing`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from types import ModuleType
+
+import numpy as np
+import torch
+from jaxtyping import Float, Num
+
+from ..structure.pattern import Pattern
+from ..structure.split import Split
+from . import butterfly, program
+from .program import Program, Step
+from .solvers import SOLVERS, TOLERANCE
+
+NUMPY = {
+    torch.float32: np.float32,
+    torch.float64: np.float64,
+    torch.complex64: np.complex64,
+    torch.complex128: np.complex128,
+}
+# How much more than the optimum a vector may leave, relative: the next cut sees the root of it.
+ANGLES = {torch.float64: 1e-20, torch.complex128: 1e-20, torch.float32: 1e-9, torch.complex64: 1e-9}
+TAIL = 1e-14  # how much less than the truth a tail may be, relative
+
+
+@lru_cache(maxsize=1)
+def loops() -> ModuleType | None:
+    """The compiled functions, or None where numba is missing or told not to compile."""
+    try:
+        import numba
+
+        if numba.config.DISABLE_JIT:  # pyright: ignore
+            return None
+        from . import compiled_steps
+    except ImportError:
+        return None
+    return compiled_steps
+
+
+@lru_cache(maxsize=len(NUMPY))
+def works(dtype: torch.dtype) -> bool:
+    """Whether the loops can be compiled for this dtype: the first call tries."""
+    compiled = loops()
+    if compiled is None or dtype not in NUMPY:
+        return False
+    nothing = np.empty(0, NUMPY[dtype])
+    try:
+        compiled.run(nothing, nothing, np.empty(0), np.empty((0, 0), np.int64), 0, 0, 0.0, 0.0, 0, 1)
+    except Exception:  # whatever a compiler may run into: torch computes the same
+        return False
+    return True
+
+
+def supports(values: torch.Tensor) -> bool:
+    """Whether the compiled loops can work on these values."""
+    return values.device.type == "cpu" and works(values.dtype)
+
+
+def hierarchical(
+    values: Num[torch.Tensor, "blocks b c"],
+    patterns: tuple[Pattern, ...],
+    order: Sequence[int],
+    orthonormalize: bool = True,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[list[torch.Tensor], dict[int, Float[torch.Tensor, "_ _"]]]:
+    """`butterfly.hierarchical`, in compiled loops where they work."""
+    if len(patterns) == 1 or not supports(values):
+        return butterfly.hierarchical(values, patterns, order, orthonormalize, progress)
+    steps = program.cuts(patterns, tuple(order), orthonormalize)
+    work = np.empty(steps.entries, NUMPY[values.dtype])
+    tails = run(steps, values, work, progress)
+    return _factors(steps, work), _tails(steps, tails)
+
+
+def fix_signs(factors: Sequence[torch.Tensor], patterns: tuple[Pattern, ...]) -> list[torch.Tensor]:
+    """`butterfly.fix_signs`, in compiled loops where they work."""
+    if len(factors) == 1 or not supports(factors[0]):
+        return butterfly.fix_signs(factors, patterns)
+    steps = program.signs(patterns)
+    work = _memory(steps, factors)
+    run(steps, factors[0], work)
+    return _factors(steps, work)
+
+
+def residual(
+    values: Num[torch.Tensor, "blocks b c"], patterns: tuple[Pattern, ...], factors: Sequence[torch.Tensor]
+) -> Float[torch.Tensor, "columns rows"]:
+    """Squared error of the product of two or more factors, block by block of the cut in the middle."""
+    if not supports(values):
+        return butterfly.residual(values, patterns, factors)
+    steps = program.residual(patterns)
+    return _tails(steps, run(steps, values, _memory(steps, factors)))[len(patterns) // 2]
+
+
+def split_tails(
+    values: Num[torch.Tensor, "blocks b c"], splits: Sequence[Split]
+) -> list[Float[torch.Tensor, "columns rows"]]:
+    """Squared tails of every block of each split, never more than the truth up to rounding: residuals, less what a
+    better approximation might take off.
+    """
+    steps = program.tails(tuple(splits))
+    work = np.empty(1, NUMPY[values.dtype])
+    return list(_tails(steps, run(steps, values, work)).values())
+
+
+def run(
+    steps: Program, values: torch.Tensor, work: np.ndarray, progress: Callable[[int, int], None] | None = None
+) -> np.ndarray:
+    """Do all steps in place of `work`; returns the squared tails that they measured.
+
+    Steps that the compiled loop cannot do, and blocks that it could not prove, are done by torch.
+    """
+    compiled = loops()
+    assert compiled is not None
+    flat = values.contiguous().numpy(force=True).reshape(-1)
+    tails = np.empty(steps.numbers)
+    eps = float(np.finfo(work.dtype).eps)
+    # tails are squares of angles: where nothing else is wanted, less will do
+    limits = (ANGLES[values.dtype] if steps.entries else TAIL), eps
+    done, last, cuts = 0, len(steps.steps), 0
+    while done < last:
+        stop = last if progress is None else done + 1
+        done = compiled.run(flat, work, tails, steps.table, done, stop, *limits, 0, 1)
+        if done < stop:
+            _by_torch(steps.steps[done], values, torch.from_numpy(work), torch.from_numpy(tails))
+            done += 1
+        if progress is not None and steps.steps[done - 1].kind == program.CUT:
+            cuts += 1
+            progress(cuts, len(steps.tails))
+    return tails
+
+
+def _by_torch(step: Step, values: torch.Tensor, work: torch.Tensor, tails: torch.Tensor) -> None:
+    """One step, or what the compiled loop left of it: blocks whose tail is negative."""
+    split = step.split
+
+    def part(place: int, pattern: Pattern) -> torch.Tensor:
+        return work[place : place + pattern.nnz].view(pattern.blocks, pattern.b, pattern.c)
+
+    if step.kind in (program.CUT, program.TAILS):
+        node = values if step.node == program.VALUES else part(step.node, split.pattern)
+        blocks = split.blocks(node)
+        found = tails[step.tails :][: blocks.shape[:4].numel()].view(split.grid)
+        rank = split.rank
+        if rank > 1:
+            found.fill_(-1)
+        todo = (found < 0).nonzero(as_tuple=True)
+        solver = SOLVERS["power" if rank == 1 else "lapack"]
+        size = max(1, butterfly.CHUNK_BYTES // (blocks.element_size() * blocks.shape[4:].numel()))
+        for index in zip(*(i.split(size) for i in todo), strict=True):
+            u, v, tail = butterfly.approximate(blocks[index], rank, step.weight, solver)
+            found[index] = tail if step.kind == program.CUT else tail * (1 - TOLERANCE) ** 2
+            if step.kind == program.CUT:
+                split.left_blocks(part(step.left, split.left))[index] = u
+                split.right_blocks(part(step.right, split.right))[index] = v
+        return
+    left, right = part(step.left, split.left), part(step.right, split.right)
+    if step.kind == program.SIGNS:
+        new = butterfly.fix_sign(split, left, right)
+    else:
+        new = butterfly.carry(split, left, right, "right" if step.kind == program.TO_RIGHT else "left")
+    left.copy_(new[0])
+    right.copy_(new[1])
+
+
+def _memory(steps: Program, factors: Sequence[torch.Tensor]) -> np.ndarray:
+    work = np.empty(steps.entries, NUMPY[factors[0].dtype])
+    for (place, pattern), factor in zip(steps.factors, factors, strict=True):
+        work[place : place + pattern.nnz] = factor.numpy(force=True).reshape(-1)
+    return work
+
+
+def _factors(steps: Program, work: np.ndarray) -> list[torch.Tensor]:
+    """Each factor in memory of its own."""
+    return [torch.from_numpy(work[place : place + p.nnz].copy()).view(p.blocks, p.b, p.c) for place, p in steps.factors]
+
+
+def _tails(steps: Program, tails: np.ndarray) -> dict[int, torch.Tensor]:
+    whole = torch.from_numpy(tails)
+    return {s: whole[at : at + shape[0] * shape[1]].view(shape) for s, at, shape in steps.tails}
