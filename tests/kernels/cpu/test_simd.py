@@ -137,6 +137,21 @@ def test_machine_code_is_kept_on_disk(tmp_path: Path) -> None:
     assert [run.stdout.split() for run in runs] == [["1.0", "0"], ["1.0", "1"]]
 
 
+def test_a_change_of_an_imported_file_is_noticed(tmp_path: Path) -> None:
+    package = tmp_path / "package"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    script = SCRIPT.replace("1.0)", "STEP)").replace("import numpy", "from .step import STEP\nimport numpy")
+    (package / "script.py").write_text(script)
+    seen = []
+    for step in ("1.0", "2.0", "1.0"):
+        (package / "step.py").write_text(f"STEP = {step}")
+        call = [sys.executable, "-B", "-m", "package.script"]
+        done = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True, check=True)
+        seen.append(done.stdout.split())
+    assert seen == [["1.0", "0"], ["2.0", "0"], ["1.0", "1"]]
+
+
 def test_works_where_nothing_can_be_written(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)

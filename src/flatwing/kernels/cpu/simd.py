@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,6 +27,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 INDEX = ir.IntType(64)
 POINTER = ir.PointerType()
+
+_IMPORT = re.compile(rb"^from \.(\w+) import", re.MULTILINE)
 
 
 @cache
@@ -102,8 +105,12 @@ class Emitter:
         stop: int | ir.Value,
         step: int | ir.Value = 1,
         carry: Sequence[Any] = (),
+        unroll: bool = True,
     ) -> Iterator[Loop]:
-        """Write `for index in range(start, stop, step)`, step > 0, around what is written inside the `with`."""
+        """Write `for index in range(start, stop, step)`, step > 0, around what is written inside the `with`.
+
+        LLVM may unroll it; for a long body that only costs time to enter the loop, and to compile.
+        """
         builder, before = self.builder, self.builder.block
         head, body, done = (builder.append_basic_block(name) for name in ("head", "body", "done"))
         builder.branch(head)
@@ -120,9 +127,19 @@ class Emitter:
         index.add_incoming(self.add(index, step), builder.block)
         for phi, value in zip(phis, loop.carried, strict=True):
             phi.add_incoming(value, builder.block)
-        builder.branch(head)
+        back = builder.branch(head)
+        if not unroll:
+            back.set_metadata("llvm.loop", self._not_unrolled())
         builder.position_at_end(done)
         loop.carried = list(phis)
+
+    def _not_unrolled(self) -> Any:
+        module = self.builder.module
+        never = module.add_metadata(["llvm.loop.unroll.disable"])
+        # LLVM tells loops apart by a node that refers to itself
+        node = module.add_metadata([ir.Constant(INDEX, len(module.metadata)), never])
+        node.operands = (node, never)
+        return node
 
     @contextmanager
     def when(self, left: int | ir.Value, relation: str, right: int | ir.Value) -> Iterator[None]:
@@ -252,14 +269,20 @@ def compiled(function: F) -> F:
     function that numba reads.
     """
     # numba notices changes of the function's own file only; the name in the cache tells about all others
-    function.__qualname__ = f"{function.__qualname__}_{_digest()}"
+    function.__qualname__ = f"{function.__qualname__}_{_digest(Path(function.__code__.co_filename))}"
     try:
         return cast(F, numba.njit(cache=True, nogil=True, error_model="numpy")(function))
     except RuntimeError:  # no folder can be written
         return cast(F, numba.njit(nogil=True, error_model="numpy")(function))
 
 
-@cache
-def _digest() -> str:
-    sources = sorted(Path(__file__).parent.glob("*.py"))
-    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:12]
+def _digest(path: Path) -> str:
+    """Of a source file, this one, and all that they import from this folder."""
+    found: dict[Path, bytes] = {}
+    waiting = [path, Path(__file__)]
+    while waiting:
+        path = waiting.pop()
+        if path not in found and path.is_file():
+            found[path] = path.read_bytes()
+            waiting += [path.with_name(f"{name.decode()}.py") for name in _IMPORT.findall(found[path])]
+    return hashlib.sha256(b"".join(found[path] for path in sorted(found))).hexdigest()[:12]

@@ -6,7 +6,9 @@ kernels release the interpreter lock, so plain Python threads run them in parall
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,6 +26,14 @@ KEPT = 16 << 20
 """Bytes of memory that a thread keeps between calls, at most."""
 
 ALIGNMENT = 64
+
+LARGE = 8 << 20
+"""Bytes of a result from which on it is worth asking for huge pages."""
+
+_PAGE, _HUGE_PAGES = 4096, 14  # of Linux
+_madvise = ctypes.CDLL(None).madvise if sys.platform == "linux" else None
+if _madvise is not None:
+    _madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 _local = threading.local()
 _lock = threading.Lock()
@@ -112,3 +122,13 @@ def scratch(size: int) -> tuple[int, np.ndarray]:
         if size <= KEPT:
             _local.held = held
     return held[0], held[1]
+
+
+def expect(address: int, size: int) -> None:
+    """Tell the system that `size` fresh bytes at an address will all be written: huge pages, where it has them.
+
+    Touching a large result for the first time takes longer than computing it, if its pages come one by one.
+    """
+    if size >= LARGE and _madvise is not None:
+        start = address + -address % _PAGE
+        _madvise(start, (address + size - start) // _PAGE * _PAGE, _HUGE_PAGES)  # advice: it may be declined

@@ -1,0 +1,129 @@
+"""numba: kernels compiled on this machine for its vector units; a tile of the batch meets all factors in cache."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from functools import lru_cache
+from importlib.util import find_spec
+from typing import Any, final
+
+import torch
+from typing_extensions import override
+
+from ...structure import Chain
+from ..backend import BACKENDS, Backend, Gradients, Task, chain_of
+
+HALVES = (torch.bfloat16, torch.float16)
+"""Types that are computed in float32."""
+
+
+@final
+class NumbaCPU(Backend):
+    """Dyadic butterflies and general blocks on the CPU, in real and complex numbers; uses torch's number of threads.
+
+    Numba is imported at first use, and kernels are compiled at the first use of a type of numbers: seconds once per
+    machine, tenths of a second later. `unsupported_because` reports what fails then, as long as the process lives.
+    """
+
+    def __init__(self) -> None:
+        self._verdicts: dict[tuple[str, torch.dtype, bool], str | None] = {}
+
+    @override
+    def unsupported_because(self, task: Task) -> str | None:
+        if task.device != "cpu":
+            return f"numba runs on the CPU, not on {task.device}"
+        if find_spec("numba") is None:
+            return "numba is not installed. Try `pip install numba`."
+        dtype, last = _computed(task.dtype), task.layout == "batch-last"
+        try:
+            name, reason = _route(task.chain, dtype, last)
+        except Exception as error:  # whatever an import may raise
+            return f"numba does not work here: {_first_line(error)}. See `python -c 'import numba'`."
+        return reason or self._verdict(name, dtype, task.train)
+
+    def _verdict(self, name: str, dtype: torch.dtype, train: bool) -> str | None:
+        """None if the kernels compile, which a tiny product finds out, else why not; found out once."""
+        key = name, dtype, train
+        if key not in self._verdicts:
+            try:
+                _try(name, dtype, train)
+                self._verdicts[key] = None
+            except Exception as error:  # compilers have many ways to fail
+                self._verdicts[key] = f"numba could not compile the kernels of {name}: {_first_line(error)}"
+        return self._verdicts[key]
+
+    @override
+    def seconds(self, task: Task) -> float:
+        dtype, last = _computed(task.dtype), task.layout == "batch-last"
+        name, _ = _route(task.chain, dtype, last)
+        found: float = _kernels(name).seconds(task.chain, task.rows, dtype, last, task.train, task.threads)
+        if dtype != task.dtype:  # casts of what comes in and out
+            found += 5e-6 + 1e-10 * task.rows * sum(task.chain.shape) * (3 if task.train else 1)
+        return found
+
+    @override
+    def forward(
+        self, x: torch.Tensor, factors: Sequence[torch.Tensor], depths: Sequence[int], last: bool
+    ) -> torch.Tensor:
+        if x.dtype in HALVES:
+            return self.forward(x.float(), [w.float() for w in factors], depths, last).to(x.dtype)
+        kernels = _chosen(tuple(depths), tuple([w.shape for w in factors]), x.dtype, last)
+        return kernels.forward(x, factors, depths, last, torch.get_num_threads())
+
+    @override
+    def backward(
+        self,
+        x: torch.Tensor,
+        factors: Sequence[torch.Tensor],
+        depths: Sequence[int],
+        grad: torch.Tensor,
+        last: bool,
+        need_x: bool = True,
+        need_factors: bool = True,
+    ) -> Gradients:
+        if x.dtype in HALVES:
+            wide = [w.float() for w in factors]
+            gx, gw = self.backward(x.float(), wide, depths, grad.float(), last, need_x, need_factors)
+            return Gradients(gx if gx is None else gx.to(x.dtype), gw if gw is None else [g.to(x.dtype) for g in gw])
+        kernels = _chosen(tuple(depths), tuple([w.shape for w in factors]), x.dtype, last)
+        return kernels.backward(x, factors, depths, grad, last, need_x, need_factors, torch.get_num_threads())
+
+
+def _computed(dtype: torch.dtype) -> torch.dtype:
+    return torch.float32 if dtype in HALVES else dtype
+
+
+def _kernels(name: str) -> Any:
+    return importlib.import_module(f"..cpu.{name}", __package__)
+
+
+def _route(chain: Chain, dtype: torch.dtype, last: bool) -> tuple[str, str | None]:
+    """Which kernels compute it, and why they do not."""
+    if _kernels("dyadic").unsupported_because(chain, dtype, 1, last) is None:
+        return "dyadic", None
+    return "blocks", _kernels("blocks").unsupported_because(chain, dtype, 1, last)
+
+
+@lru_cache(maxsize=1024)
+def _chosen(depths: tuple[int, ...], shapes: tuple[torch.Size, ...], dtype: torch.dtype, last: bool) -> Any:
+    """The kernels for factors of these shapes."""
+    factors = [torch.empty(shape, device="meta") for shape in shapes]
+    return _kernels(_route(chain_of(factors, depths), dtype, last)[0])
+
+
+def _try(name: str, dtype: torch.dtype, train: bool) -> None:
+    chain = Chain.butterfly(64)
+    x, factors = torch.ones(1, 64, dtype=dtype), [torch.ones(32, 2, 2, dtype=dtype) for _ in chain]
+    depths = [p.d for p in chain]
+    kernels = _kernels(name)
+    kernels.forward(x, factors, depths, False, 1)
+    if train:
+        kernels.backward(x, factors, depths, x, False, True, True, 1)
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
+
+
+BACKENDS.register("numba")(NumbaCPU())

@@ -1,0 +1,204 @@
+"""Dyadic butterflies on the CPU: tiles of rows go through all factors while they are in the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from ...structure import Chain
+from ..backend import Gradients
+from . import dyadic_kernels as kernels
+from . import workers
+from .dyadic_passes import passes
+from .simd import vector_bytes
+
+KINDS = {torch.float32: np.float32(0), torch.float64: np.float64(0)}
+LANES = {dtype: vector_bytes() // dtype.itemsize for dtype in KINDS}
+
+TILE = 256 << 10
+"""Bytes of the rows of a tile: with the weights they shall fit into the second cache."""
+
+MOST_ROWS = 32
+"""Rows of a tile; more do not make the weights, which are read once per tile, noticeably cheaper."""
+
+LAST_CACHE = 16 << 20
+"""Bytes of a result from which on it is written past the caches, which saves reading it first."""
+
+RADIX_BACK = 4 if vector_bytes() == 64 else 2
+"""Radix of the passes of the backward: the sums of radix 4 need 16 registers besides those for a row."""
+
+
+def unsupported_because(chain: Chain, dtype: torch.dtype, rows: int, last: bool) -> str | None:
+    """None if these kernels compute it, else a reason.
+
+    Rule: all factors are (a, 2, 2, d), real, in single or double precision; with v numbers in a vector of the machine,
+    every d is a multiple of v or a power of two below, and n is a multiple of v; vectors are rows.
+
+    >>> unsupported_because(Chain.butterfly(1024), torch.float32, 16, False)
+    >>> unsupported_because(Chain.monarch(1024, 1024, blocks=32), torch.float32, 16, False)
+    'the factor (1,32,32,32) has no 2 x 2 blocks'
+    """
+    if dtype not in KINDS:
+        return f"dyadic kernels take float32 and float64, not {str(dtype).removeprefix('torch.')}"
+    if last:
+        return "dyadic kernels take batch-first vectors"
+    lanes, n = LANES[dtype], chain.shape[1]
+    for pattern in chain:
+        _, b, c, d = pattern
+        if b != 2 or c != 2:
+            return f"the factor {pattern} has no 2 x 2 blocks"
+        if d % lanes and (d > lanes or d & (d - 1)):
+            return f"d = {d} of the factor {pattern} is neither a multiple of {lanes} nor a power of two below"
+    return None if n % lanes == 0 else f"n = {n} is not a multiple of {lanes}"
+
+
+def seconds(chain: Chain, rows: int, dtype: torch.dtype, last: bool, train: bool, threads: int) -> float:
+    """Predicted time of one call of what is supported, without what all backends share.
+
+    >>> seconds(Chain.butterfly(1024), 4096, torch.float32, False, False, 1) < 0.1
+    True
+    """
+    n, item = chain.shape[1], dtype.itemsize
+    moved = 2 * rows * n * item / (12e9 if 2 * rows * n * item > LAST_CACHE else 60e9)
+    rate = 95e9 * 4 / item * vector_bytes() / 64
+    once = rows * chain.flops / rate + chain.nnz * item / (40e9 if n < 1 << 13 else 15e9)
+    work = 5.5 * once + 3 * moved if train else once + moved
+    return (2e-5 if train else 4e-6) + work / workers.useful(threads, work)
+
+
+def forward(
+    x: torch.Tensor, factors: Sequence[torch.Tensor], depths: Sequence[int], last: bool, threads: int
+) -> torch.Tensor:
+    """The product applied to the rows of x (rows, n), as a new contiguous tensor; what `unsupported_because` lets pass.
+
+    Cost: rows * 4 n L operations; x is read once and the result is written once.
+
+    >>> factors = [torch.ones(8, 2, 2)] * 4
+    >>> forward(torch.ones(1, 16), factors, (8, 4, 2, 1), last=False, threads=1)[0, :3]
+    tensor([16., 16., 16.])
+    """
+    return _push(_rows(x), [w if w.is_contiguous() else w.contiguous() for w in factors], tuple(depths), threads, 0)
+
+
+def backward(
+    x: torch.Tensor,
+    factors: Sequence[torch.Tensor],
+    depths: Sequence[int],
+    grad: torch.Tensor,
+    last: bool,
+    need_x: bool = True,
+    need_factors: bool = True,
+    threads: int = 1,
+) -> Gradients:
+    """Gradients for x and all factors, from x alone: what lies between is computed once more, tile by tile.
+
+    Sums over rows are taken per thread, then over threads, in a fixed order: the same number of threads gives the same
+    numbers. Cost: up to 3.5 times `forward`.
+    """
+    factors = [w if w.is_contiguous() else w.contiguous() for w in factors]
+    if not need_factors:
+        # the gradient of x is the transposed product: the chain from right to left, each block transposed
+        return Gradients(_push(_rows(grad), factors[::-1], tuple(depths)[::-1], threads, 1) if need_x else None, None)
+    return _pull(_rows(x), factors, tuple(depths), _rows(grad), need_x, threads)
+
+
+def _rows(x: torch.Tensor) -> torch.Tensor:
+    return x if x.stride(1) == 1 else x.contiguous()
+
+
+class _Sizes(NamedTuple):
+    n: int
+    item: int
+    slots: int
+    """Factors of a pass with strides within a vector."""
+    tile: int
+    room: int
+    """Bytes of the buffer of one tile."""
+
+
+def _sizes(x: torch.Tensor, tiles: int) -> _Sizes:
+    """Sizes for tiles of rows, so many of which are alive at a time."""
+    n, item = x.shape[1], x.itemsize
+    tile = max(4, min(MOST_ROWS, TILE // (n * item * tiles), x.shape[0]))
+    return _Sizes(n, item, LANES[x.dtype].bit_length() - 1, tile, tile * (n * item + kernels.LINE))
+
+
+def _result(x: torch.Tensor) -> torch.Tensor:
+    y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    workers.expect(y.data_ptr(), y.nbytes)
+    return y
+
+
+def _push(
+    x: torch.Tensor, factors: Sequence[torch.Tensor], depths: tuple[int, ...], threads: int, flip: int
+) -> torch.Tensor:
+    y = _result(x)
+    kind, count = KINDS[x.dtype], x.shape[0]
+    n, item, slots, tile, room = _sizes(x, 1)
+    table, size = passes(depths, n, LANES[x.dtype])
+    if threads > 1:
+        threads = workers.useful(threads, count * n * len(depths) * item * 1e-11)
+    pieces = workers.split(count, threads, tile) if threads > 1 else ((0, count),)
+    packed, held = workers.scratch(size * item + room * len(pieces))
+    buffer, pointers = packed + size * item, np.array([w.data_ptr() for w in factors])
+    source, lead, target = x.data_ptr(), x.stride(0), y.data_ptr()
+    stream = y.nbytes > LAST_CACHE and vector_bytes() == kernels.LINE and target % kernels.LINE == 0
+    if len(pieces) == 1:
+        kernels.multiply(
+            kind, item, table, pointers, packed, source, lead, target, count, tile, n, buffer, stream, slots, flip
+        )
+        return y
+    kernels.pack(kind, item, table, pointers, packed, n, slots, flip)
+
+    def part(number: int, start: int, stop: int) -> None:
+        own = buffer + number * room
+        kernels.push(kind, item, table, packed, source, lead, target, start, stop, tile, n, own, stream)
+
+    workers.run(part, [(number, *piece) for number, piece in enumerate(pieces)])
+    del held
+    return y
+
+
+def _pull(
+    x: torch.Tensor,
+    factors: Sequence[torch.Tensor],
+    depths: tuple[int, ...],
+    grad: torch.Tensor,
+    need_x: bool,
+    threads: int,
+) -> Gradients:
+    kind, count = KINDS[x.dtype], x.shape[0]
+    table, size = passes(depths, x.shape[1], LANES[x.dtype], RADIX_BACK)
+    n, item, slots, tile, room = _sizes(x, len(table))
+    room *= len(table)
+    if threads > 1:
+        threads = workers.useful(threads, count * n * len(depths) * item * 4e-11)
+    pieces = workers.split(count, threads, tile) if threads > 1 else ((0, count),)
+    packed, held = workers.scratch(size * item + (size * item + room) * len(pieces))
+    sums = packed + size * item
+    buffer = sums + size * item * len(pieces)
+    gx, grads = _result(x) if need_x else None, [torch.empty_like(w) for w in factors]
+    gx_pointer = 0 if gx is None else gx.data_ptr()
+    pointers, targets = np.array([w.data_ptr() for w in factors]), np.array([w.data_ptr() for w in grads])
+    source, lead, given, lead_g = x.data_ptr(), x.stride(0), grad.data_ptr(), grad.stride(0)
+    if len(pieces) == 1:
+        kernels.differentiate(
+            kind, item, table, pointers, targets, size, packed, sums, source, lead, given, lead_g, gx_pointer, count,
+            tile, n, buffer, slots,
+        )  # fmt: skip
+        return Gradients(gx, grads)
+    kernels.pack(kind, item, table, pointers, packed, n, slots, 0)
+
+    def part(number: int, start: int, stop: int) -> None:
+        own, mine = buffer + number * room, sums + number * size * item
+        kernels.pull(
+            kind, item, table, size, packed, mine, source, lead, given, lead_g, gx_pointer, start, stop, tile, n, own
+        )
+
+    workers.run(part, [(number, *piece) for number, piece in enumerate(pieces)])
+    kernels.unpack(kind, item, table, targets, sums, size, len(pieces), n, slots)
+    del held
+    return Gradients(gx, grads)
