@@ -11,8 +11,7 @@ import torch
 
 from ...structure import Chain
 from ..backend import Gradients
-from . import blocks_kernels as kernels
-from . import workers
+from . import blocks_backward, blocks_kernels, workers
 from .simd import vector_bytes
 from .tiles import UNIT
 
@@ -117,16 +116,17 @@ def forward(
     y_pitch = (rows if last else call.m) * item
     row = _row(dtype, rows)
     width = row // item
-    lines = call.inner + 2 * call.widest
+    group = 1
+    lines = call.inner + 2 * call.widest * group
     spec = call.words.buffer_info()[0]
     edge = 2 * item * max(call.n, call.m)
 
     def part(start: int, stop: int) -> None:
         tiles, _memory = workers.scratch(row * lines + 8 * width + edge + 8)
         table = tiles + row * lines
-        kernels.forward_tiles(
+        blocks_kernels.forward_tiles(
             TAGS[dtype, row], spec, len(factors), source, x_pitch, y.data_ptr(), y_pitch, last, start, stop, rows,
-            table, table + 8 * width, tiles, call.widest, call.inner,
+            table, table + 8 * width, tiles, call.widest, call.inner, group,
         )  # fmt: skip
 
     if threads == 1 or rows <= width:
@@ -169,11 +169,11 @@ def backward(
     def part(number: int, start: int, stop: int) -> None:
         words, at = array("q", call.words), sums[number].data_ptr()
         for f, size in enumerate(sizes):
-            words[kernels.SPEC * f + 5] = at
+            words[blocks_kernels.SPEC * f + 5] = at
             at += size * item
         tiles, _memory = workers.scratch(row * lines + 8 * width + edge + 8)
         table = tiles + row * lines
-        kernels.backward_tiles(
+        blocks_backward.backward_tiles(
             TAGS[dtype, row], words.buffer_info()[0], len(factors), source, x_pitch, given, g_pitch,
             y.data_ptr(), (rows if last else call.n) * item, last, start, stop, rows,
             table, table + 8 * width, tiles, call.widest, call.inner, need_x, need_factors,

@@ -57,19 +57,26 @@ class TileEmitter(Emitter):
         """The negated vector; costs nothing in a product, which the machine can negate as well."""
         return cast(ir.Value, self.builder.fneg(vector))
 
-    def accumulate(self, weight: ir.Value, x: list[ir.Value], sums: list[ir.Value], conj: bool) -> list[ir.Value]:
-        """sums + weight * x for the weight, or its conjugate, at an address."""
+    def accumulate(
+        self, weight: ir.Value, x: list[ir.Value], sums: list[ir.Value] | None, conj: bool
+    ) -> list[ir.Value]:
+        """sums + weight * x for the weight, or its conjugate, at an address; without sums the product."""
         re = self.broadcast(weight)
+        first = [self.fma(re, u, sums[i]) if sums else self.times(re, u) for i, u in enumerate(x)]
         if self.planes == 1:
-            return [self.fma(re, part, total) for part, total in zip(x, sums, strict=True)]
+            return first
         im = self.broadcast(self.at(weight, 1))
         minus = self.minus(im)
         if conj:
             im, minus = minus, im
-        return [
-            self.fma(minus, x[1], self.fma(re, x[0], sums[0])),
-            self.fma(im, x[0], self.fma(re, x[1], sums[1])),
-        ]
+        return [self.fma(minus, x[1], first[0]), self.fma(im, x[0], first[1])]
+
+    def joined(self, x: list[ir.Value]) -> list[ir.Value]:
+        """A row with real and imaginary parts alternating, as in tensors."""
+        if self.planes == 1:
+            return x
+        pairs = [lane + part for lane in range(self.lanes) for part in (0, self.lanes)]
+        return [self.shuffle(x[0], x[1], half) for half in (pairs[: self.lanes], pairs[self.lanes :])]
 
     def totals(self, vectors: Sequence[ir.Value]) -> list[ir.Value]:
         """The sums over all lanes of each vector, in order and packed into vectors; a power of two of vectors."""
@@ -145,6 +152,12 @@ def real_bytes(e: TileEmitter) -> ir.Value:
 
 
 @tiled
+def item_bytes(e: TileEmitter) -> ir.Value:
+    """Bytes of one number, real or complex."""
+    return e.int(e.item * e.planes)
+
+
+@tiled
 def planes(e: TileEmitter) -> ir.Value:
     """2 for complex tiles, else 1."""
     return e.int(e.planes)
@@ -187,11 +200,7 @@ def part_planes(e: TileEmitter, source: ir.Value, target: ir.Value) -> None:
 @tiled
 def join_planes(e: TileEmitter, source: ir.Value, target: ir.Value) -> None:
     """A row of a tile into a row as it is in a batch-last tensor."""
-    x = e.load_row(source)
-    if e.planes == 2:
-        pairs = [lane for pair in zip(range(e.lanes), range(e.lanes, 2 * e.lanes), strict=True) for lane in pair]
-        x = [e.shuffle(x[0], x[1], half) for half in (pairs[: e.lanes], pairs[e.lanes :])]
-    e.store_row(x, target)
+    e.store_row(e.joined(e.load_row(source)), target)
 
 
 @tiled
@@ -210,77 +219,14 @@ def turn_out(e: TileEmitter, source: ir.Value, pitch: ir.Value, table: ir.Value,
         e.store(vector, e.add(_entry(e, table, i), offset))
 
 
+@tiled
+def turn(e: TileEmitter, source: ir.Value, pitch: ir.Value, target: ir.Value) -> None:
+    """Transpose as many rows as there are lanes, `pitch` bytes apart, into rows side by side; one vector a plane."""
+    for plane in range(e.planes):
+        x = [e.load(e.at(e.add(source, e.mul(pitch, i)), plane * e.lanes)) for i in range(e.lanes)]
+        for i, vector in enumerate(e.transpose(x)):
+            e.store(vector, e.at(e.rows(target, i), plane * e.lanes))
+
+
 def _entry(e: TileEmitter, table: ir.Value, i: int) -> ir.Value:
     return e.builder.load(e.builder.inttoptr(e.add(table, 8 * i), POINTER), align=8, typ=INDEX)
-
-
-def _product(outputs: int) -> Any:
-    """Write y[j] = sum over k of w[j, k] x[k] for so many rows y, with all sums in registers."""
-
-    def product(
-        e: TileEmitter,
-        conj: bool,
-        w: ir.Value,
-        wj: ir.Value,
-        wk: ir.Value,
-        x: ir.Value,
-        xk: ir.Value,
-        y: ir.Value,
-        yj: ir.Value,
-        inputs: ir.Value,
-    ) -> None:
-        starts = [e.weights(e.int(0), e.mul(wj, j)) for j in range(outputs)]
-        zeros = [e.constant(0.0)] * (outputs * e.vectors)
-        with e.loop(0, inputs, carry=[w, x, *zeros]) as loop:
-            at, source, *sums = loop.carried
-            row, news = e.load_row(source), []
-            for j in range(outputs):
-                old = sums[j * e.vectors : (j + 1) * e.vectors]
-                news += e.accumulate(e.add(at, starts[j]), row, old, conj)
-            loop.carried = [e.weights(at, wk), e.rows(source, xk), *news]
-        sums = loop.carried[2:]
-        for j in range(outputs):
-            e.store_row(sums[j * e.vectors : (j + 1) * e.vectors], e.rows(y, e.mul(yj, j)))
-
-    return tiled(product)
-
-
-product1, product2, product3, product4 = map(_product, (1, 2, 3, 4))
-product5, product6, product7, product8 = map(_product, (5, 6, 7, 8))
-
-
-def _outer(outputs: int, inputs: int) -> Any:
-    """Write w[j, k] += sum over the row of g[j] conj(x[k]) for so many j and k."""
-
-    def outer(e: TileEmitter, g: ir.Value, gj: ir.Value, x: ir.Value, xk: ir.Value, w: ir.Value, wj: ir.Value) -> None:
-        gs = [e.load_row(e.rows(g, e.mul(gj, j))) for j in range(outputs)]
-        xs = [e.load_row(e.rows(x, e.mul(xk, k))) for k in range(inputs)]
-        products: list[ir.Value] = []
-        for a in gs:
-            for b in xs:
-                if e.planes == 2:
-                    minus = e.minus(a[0])
-                    products += [e.fma(a[1], b[1], e.times(a[0], b[0])), e.fma(minus, b[1], e.times(a[1], b[0]))]
-                else:
-                    total = e.times(a[0], b[0])
-                    for p, q in zip(a[1:], b[1:], strict=True):
-                        total = e.fma(p, q, total)
-                    products.append(total)
-        packed = e.totals(products)
-        size = min(len(products), e.lanes)  # numbers in one of the packed vectors
-        run = inputs * e.planes  # numbers that lie side by side in w
-        kind = ir.VectorType(e.element, min(run, size))
-        for start in range(0, len(products), kind.count):
-            j, side = divmod(start, run)
-            part = packed[start // size]
-            piece = e.shuffle(part, part, range(start % size, start % size + kind.count))
-            pointer = e.builder.inttoptr(e.at(e.weights(w, e.mul(wj, j)), side), POINTER)
-            old = e.builder.load(pointer, align=e.item, typ=kind)
-            e.builder.store(e.plus(old, piece), pointer, align=e.item)
-
-    return tiled(outer)
-
-
-outer44, outer42, outer41 = _outer(4, 4), _outer(4, 2), _outer(4, 1)
-outer24, outer22, outer21 = _outer(2, 4), _outer(2, 2), _outer(2, 1)
-outer14, outer12, outer11 = _outer(1, 4), _outer(1, 2), _outer(1, 1)

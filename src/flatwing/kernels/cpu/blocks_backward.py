@@ -1,0 +1,194 @@
+"""Compiled kernels for the gradients of general blocks: tiles go forwards, then backwards, through all factors."""
+
+from __future__ import annotations
+
+from typing import no_type_check
+
+from .blocks_kernels import SPEC
+from .blocks_memory import clear, drain, fill
+from .blocks_products import apply
+from .simd import compiled
+from .tiles import (
+    copy_row,
+    item_bytes,
+    lanes,
+    planes,
+    row_bytes,
+    turn,
+    word,
+)
+from .tiles_math import (
+    outer11,
+    outer12,
+    outer14,
+    outer21,
+    outer22,
+    outer24,
+    outer41,
+    outer42,
+    outer44,
+    turned4,
+    turned8,
+)
+
+
+@compiled
+@no_type_check
+def _outers(tag, g, gj, x, xk, w, wj, outputs, inputs):
+    """w[j, k] += sum over the tile of g[j] conj(x[k]) for one block."""
+    row = row_bytes(tag)
+    item = item_bytes(tag)
+    wide = 4 // planes(tag)  # inputs at a time: sixteen sums
+    j = 0
+    while j < outputs:
+        high = 4 if outputs - j >= 4 else 2 if outputs - j >= 2 else 1
+        gs, ws = g + j * gj * row, w + j * wj * item
+        k = 0
+        while k < inputs:
+            left = min(inputs - k, wide)
+            xs, at = x + k * xk * row, ws + k * item
+            if left == 4:
+                if high == 4:
+                    outer44(tag, gs, gj, xs, xk, at, wj)
+                elif high == 2:
+                    outer24(tag, gs, gj, xs, xk, at, wj)
+                else:
+                    outer14(tag, gs, gj, xs, xk, at, wj)
+                k += 4
+            elif left >= 2:
+                if high == 4:
+                    outer42(tag, gs, gj, xs, xk, at, wj)
+                elif high == 2:
+                    outer22(tag, gs, gj, xs, xk, at, wj)
+                else:
+                    outer12(tag, gs, gj, xs, xk, at, wj)
+                k += 2
+            else:
+                if high == 4:
+                    outer41(tag, gs, gj, xs, xk, at, wj)
+                elif high == 2:
+                    outer21(tag, gs, gj, xs, xk, at, wj)
+                else:
+                    outer11(tag, gs, gj, xs, xk, at, wj)
+                k += 1
+        j += high
+
+
+@compiled
+@no_type_check
+def _turned(tag, g, gj, x, xk, w, outputs, inputs, square):
+    """The same for blocks with more inputs than lanes: vectors of weights, without sums across lanes."""
+    row, item, step = row_bytes(tag), item_bytes(tag), lanes(tag)
+    many, left = inputs - inputs % step, outputs % 4
+    for k in range(0, many, step):
+        turn(tag, x + k * xk * row, xk * row, square)
+        j = 0
+        while j < outputs - left:
+            gs, at = g + j * gj * row, w + (j * inputs + k) * item
+            if outputs - j >= 8:
+                turned8(tag, gs, gj, square, at, inputs)
+                j += 8
+            else:
+                turned4(tag, gs, gj, square, at, inputs)
+                j += 4
+    j = outputs - left
+    if left:
+        _outers(tag, g + j * gj * row, gj, x, xk, w + j * inputs * item, inputs, left, many)
+    if many < inputs:
+        _outers(tag, g, gj, x + many * xk * row, xk, w + many * item, inputs, outputs, inputs - many)
+
+
+@compiled
+@no_type_check
+def _gradient(tag, a, b, c, d, g, x, w, gathered):
+    """Add the gradient of the weights of one factor over a tile."""
+    row = row_bytes(tag)
+    size = b * c * item_bytes(tag)
+    turned = b >= 4 and c >= lanes(tag) and row == lanes(tag) * item_bytes(tag)
+    gather = d > 1 and (b > 4 or c > 4)
+    for i in range(a):
+        for k in range(d):
+            gs, xs, gj, xk = g + (i * b * d + k) * row, x + (i * c * d + k) * row, d, d
+            if gather:
+                for j in range(b):
+                    copy_row(tag, gs + j * d * row, gathered + j * row)
+                gs, gj = gathered, 1
+            if turned:
+                _turned(tag, gs, gj, xs, xk, w, b, c, gathered + b * row)
+            else:
+                if gather:
+                    for j in range(c):
+                        copy_row(tag, xs + j * d * row, gathered + (b + j) * row)
+                    xs, xk = gathered + b * row, 1
+                _outers(tag, gs, gj, xs, xk, w, c, b, c)
+            w += size
+
+
+@compiled
+@no_type_check
+def backward_tiles(
+    tag,
+    spec,
+    factors,
+    x,
+    x_pitch,
+    g,
+    g_pitch,
+    y,
+    y_pitch,
+    last,
+    start,
+    stop,
+    rows,
+    table,
+    zeros,
+    tiles,
+    widest,
+    inner,
+    need_x,
+    need_factors,
+):
+    """Gradients over the vectors start ... stop - 1: for x, of result g, into y, and for the weights where `spec` says.
+
+    Memory as for `forward_tiles`, but `tiles` holds two times `inner` rows, two times `widest` rows, and the inputs of
+    all factors.
+    """
+    row = row_bytes(tag)
+    width = row // (item_bytes(tag))
+    n = word(tag, spec + 8) * word(tag, spec + 24) * word(tag, spec + 32)
+    end = spec + 8 * SPEC * (factors - 1)
+    m = word(tag, end + 8) * word(tag, end + 16) * word(tag, end + 32)
+    dump = zeros + max(n, m) * item_bytes(tag)
+    if rows % width and stop == rows:
+        clear(tag, zeros, dump - zeros)
+    for begin in range(start, stop, width):
+        this = tiles + 2 * inner * row
+        other = this + widest * row
+        inputs = other + widest * row
+        if need_factors:
+            fill(tag, x, x_pitch, last, n, begin, rows, inputs, table, zeros)
+            for f in range(factors - 1):
+                at = spec + 8 * SPEC * f
+                w, a, b = word(tag, at), word(tag, at + 8), word(tag, at + 16)
+                c, d = word(tag, at + 24), word(tag, at + 32)
+                outputs = inputs + a * c * d * row
+                apply(tag, None, w, c, 1, a, b, c, d, inputs, False, outputs, 0, 0, 0, tiles, 1, 0)
+                inputs = outputs
+        fill(tag, g, g_pitch, last, m, begin, rows, this, table, zeros)
+        for back in range(factors):
+            f = factors - 1 - back
+            at = spec + 8 * SPEC * f
+            w, a, b = word(tag, at), word(tag, at + 8), word(tag, at + 16)
+            c, d = word(tag, at + 24), word(tag, at + 32)
+            if need_factors:
+                _gradient(tag, a, b, c, d, this, inputs, word(tag, at + 40), tiles)
+                if f > 0:
+                    before = at - 8 * SPEC
+                    inputs -= word(tag, before + 8) * word(tag, before + 24) * word(tag, before + 32) * row
+            if need_x or f > 0:
+                target = this if b == c and b <= 8 else other
+                apply(tag, True, w, 1, c, a, c, b, d, this, False, target, 0, 0, 0, tiles, 1, 0)
+                if target != this:
+                    this, other = other, this
+        if need_x:
+            drain(tag, this, y, y_pitch, last, n, begin, rows, table, dump)

@@ -1,0 +1,113 @@
+"""One factor times tiles of a batch."""
+
+from __future__ import annotations
+
+from typing import no_type_check
+
+from .simd import compiled
+from .tiles import (
+    copy_row,
+    item_bytes,
+    row_bytes,
+)
+from .tiles_math import (
+    product1,
+    product2,
+    product3,
+    product4,
+    product5,
+    product6,
+    product7,
+    product8,
+    square2,
+    square4,
+)
+
+
+@compiled
+@no_type_check
+def _block(tag, conj, w, wj, wk, x, xk, y, yj, outputs, inputs):
+    """One block times a tile: at most eight outputs at a time."""
+    weights = 8 * wj * item_bytes(tag)
+    rows = 8 * yj * row_bytes(tag)
+    while outputs > 8:
+        product8(tag, conj, w, wj, wk, x, xk, y, yj, inputs)
+        outputs -= 8
+        w += weights
+        y += rows
+    if outputs == 8:
+        product8(tag, conj, w, wj, wk, x, xk, y, yj, inputs)
+    elif outputs == 4:
+        product4(tag, conj, w, wj, wk, x, xk, y, yj, inputs)
+    elif outputs == 2:
+        product2(tag, conj, w, wj, wk, x, xk, y, yj, inputs)
+    elif outputs == 1:
+        product1(tag, conj, w, wj, wk, x, xk, y, yj, inputs)
+    elif outputs == 3:
+        product3(tag, conj, w, wj, wk, x, xk, y, yj, inputs)
+    elif outputs == 5:
+        product5(tag, conj, w, wj, wk, x, xk, y, yj, inputs)
+    elif outputs == 6:
+        product6(tag, conj, w, wj, wk, x, xk, y, yj, inputs)
+    else:
+        product7(tag, conj, w, wj, wk, x, xk, y, yj, inputs)
+
+
+@compiled
+@no_type_check
+def run_of(b, c, d, next_b, next_c, next_d):
+    """How many outputs of a block are evenly spaced once the next factor's inputs are packed; 0 if not worth it.
+
+    Packed means that the inputs of each block lie side by side. That pays for blocks that read them several times.
+    """
+    if next_b <= 8 or next_d == 1 or next_d % d:
+        return 0
+    run = min(b, next_d // d)
+    return 0 if b % run or (next_d // d) % run or (run < 8 and run < b) else run
+
+
+@compiled
+@no_type_check
+def apply(tag, conj, w, wj, wk, a, b, c, d, x, packed, y, run, next_c, next_d, gathered, count, pitch):
+    """One factor times `count` tiles, `pitch` bytes apart; returns nothing.
+
+    y may be x where b = c <= 8. Inputs are `packed` or in natural order; with `run` > 0 outputs are packed for a next
+    factor with blocks of `next_c` inputs and depth `next_d`, and `run` of them are evenly spaced.
+    """
+    row = row_bytes(tag)
+    size = b * c * item_bytes(tag)
+    if b == c and (b == 2 or b == 4) and run == 0 and count == 1:
+        for i in range(a):
+            for k in range(i * b * d, i * b * d + d):
+                if b == 2:
+                    square2(tag, conj, w, wj, wk, x + k * row, d, y + k * row, d)
+                else:
+                    square4(tag, conj, w, wj, wk, x + k * row, d, y + k * row, d)
+                w += size
+        return
+    gather = b > 8 and d > 1 and not packed
+    side_by_side = packed or gather
+    for i in range(a):
+        for k in range(d):
+            source = x + ((i * d + k) * c if packed else i * c * d + k) * row
+            target = y + (i * b * d + k) * row
+            for _ in range(count):
+                inputs = source
+                if gather:
+                    for j in range(c):
+                        copy_row(tag, source + j * d * row, gathered + j * row)
+                    inputs = gathered
+                step = 1 if side_by_side else d
+                if run == 0:
+                    _block(tag, conj, w, wj, wk, inputs, step, target, d, b, c)
+                else:
+                    for j in range(0, b, run):
+                        place = (i * b + j) * d + k
+                        block, side = place // next_d, place % next_d
+                        place = (block // next_c * next_d + side) * next_c + block % next_c
+                        at = w + j * wj * item_bytes(tag)
+                        spot = target - (i * b * d + k) * row + place * row
+                        _block(tag, conj, at, wj, wk, inputs, step, spot, d * next_c, run, c)
+                source += pitch
+                target += pitch
+            w += size
