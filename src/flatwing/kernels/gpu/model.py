@@ -1,0 +1,173 @@
+"""How long a launch should take with a given tile: bytes through cache and memory, arithmetic, waves of programs."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+from ...structure import Pattern
+from .device import Device
+from .geometry import Geometry, geometry
+from .tiles import Arithmetic, Tile, pieces, table
+
+SECTOR = 32  # bytes that memory moves at least
+STEP = 3e-7  # seconds until a step of a loop has its data, if nothing hides it
+
+
+class Choice(NamedTuple):
+    """A tile and the seconds that a launch with it should take."""
+
+    seconds: float
+    tile: Tile
+
+
+class Cost(NamedTuple):
+    """What one program does."""
+
+    programs: int
+    bytes: float
+    """Through the last cache, whole sectors."""
+    operations: float
+    """On the padded tile."""
+    steps: int
+    """Of its loop."""
+
+
+@lru_cache(maxsize=4096)
+def factor_choices(pattern: Pattern, rows: int, numbers: Arithmetic, last: bool, device: Device) -> tuple[Choice, ...]:
+    """All tiles for y = K x with one factor, best first. `last`: neighbours in memory are vectors, not features."""
+    a, b, c, d = pattern
+    size = 2 if numbers == "half" else 4
+    least = size * (rows * (pattern.shape[0] + pattern.shape[1]) + pattern.nnz)
+    found = []
+    for tile in table("factor", numbers):
+        if not _fits(tile, b, c, d, pattern.blocks, last, device):
+            continue
+        blocks = tile.depth if tile.kernel != "flat" else 1
+        waste = _waste(tile, d, c, size, last)
+        deep_blocks = pieces(d, tile.depth) * a if tile.kernel == "deep" else pieces(pattern.blocks, blocks)
+        cost = Cost(
+            programs=pieces(rows, tile.rows) * pieces(b, tile.outs) * deep_blocks,
+            bytes=size * blocks * (tile.rows * (c + tile.outs) * waste + c * tile.outs),
+            operations=2 * tile.rows * tile.outs * blocks * pieces(c, tile.ins) * tile.ins,
+            steps=pieces(c, tile.ins),
+        )
+        found.append(Choice(_seconds(cost, least, tile, numbers, device), tile))
+    return tuple(sorted(found, key=lambda choice: choice.seconds))
+
+
+@lru_cache(maxsize=4096)
+def weights_choices(pattern: Pattern, rows: int, numbers: Arithmetic, last: bool, device: Device) -> tuple[Choice, ...]:
+    """All tiles for the gradient of one factor's values, best first."""
+    _, b, c, d = pattern
+    size = 2 if numbers == "half" else 4
+    found = []
+    for tile in table("weights", numbers):
+        if not _fits(tile, b, c, d, pattern.blocks, last, device):
+            continue
+        splits = splits_for(pattern, rows, tile, device)
+        per_split = pieces(rows, splits)
+        blocks = tile.depth if tile.kernel != "flat" else 1
+        waste = _waste(tile, d, c, size, last)
+        cost = Cost(
+            programs=_weight_programs(pattern, tile) * splits,
+            bytes=size * blocks * per_split * (tile.outs + tile.ins) * waste + 4 * blocks * tile.outs * tile.ins,
+            operations=2 * per_split * tile.outs * tile.ins * blocks,
+            steps=pieces(per_split, tile.rows),
+        )
+        least = size * rows * (pattern.shape[0] + pattern.shape[1]) + 8 * splits * pattern.nnz
+        adding = device.launch if splits > 1 else 0.0
+        found.append(Choice(_seconds(cost, least, tile, numbers, device) + adding, tile))
+    return tuple(sorted(found, key=lambda choice: choice.seconds))
+
+
+def splits_for(pattern: Pattern, rows: int, tile: Tile, device: Device) -> int:
+    """Into how many runs the rows are cut: programs for all processors, but parts that cost little to write and add."""
+    wanted = pieces(4 * device.processors, _weight_programs(pattern, tile))
+    cheap = rows * sum(pattern.shape) // (8 * pattern.nnz)
+    return max(1, min(wanted, cheap, rows // (2 * tile.rows), 64))
+
+
+@lru_cache(maxsize=4096)
+def pair_choices(
+    left: Pattern, right: Pattern, rows: int, numbers: Arithmetic, last: bool, device: Device
+) -> tuple[Choice, ...]:
+    """All tiles for two factors in one launch, best first; none if the two cannot be fused, or not well."""
+    shape = geometry(left, right)
+    if shape is None or (shape.depth > 1 and not last):
+        return ()  # features that lie `depth` apart would be gathered one by one
+    size = 2 if numbers == "half" else 4
+    least = size * (rows * (left.shape[0] + right.shape[1]) + left.nnz + right.nnz)
+    found = []
+    for tile in table("pair", numbers):
+        odd = any(n % 16 for n in (shape.inputs, shape.middle, shape.groups, shape.outputs))
+        if tile.shared > device.shared or (tile.even and odd and not last):
+            continue
+        if not tile.middle / 2 < max(shape.middle, 9) <= tile.middle:
+            continue
+        cost = Cost(
+            programs=pieces(rows, tile.rows) * pieces(shape.groups, tile.depth) * shape.outer,
+            bytes=size * _pair_elements(shape, tile, size, last),
+            operations=2
+            * (tile.rows * tile.depth * tile.middle)
+            * (pieces(shape.inputs, tile.ins) * tile.ins + pieces(shape.outputs, tile.outs) * tile.outs),
+            steps=pieces(shape.inputs, tile.ins) + pieces(shape.outputs, tile.outs),
+        )
+        found.append(Choice(_seconds(cost, least, tile, numbers, device), tile))
+    return tuple(sorted(found, key=lambda choice: choice.seconds))
+
+
+def _pair_elements(shape: Geometry, tile: Tile, size: int, last: bool) -> float:
+    groups = min(tile.depth, shape.groups)
+    written = min(
+        tile.rows if last else max(groups if shape.y[2] == 1 else 0, shape.outputs if shape.y[3] == 1 else 0), 32
+    )
+    read = tile.rows * shape.middle * shape.inputs
+    weights = shape.middle * groups * (shape.inputs + shape.outputs)
+    return read + weights + tile.rows * groups * shape.outputs * max(1.0, SECTOR / (size * max(1, written)))
+
+
+def _fits(tile: Tile, b: int, c: int, d: int, blocks: int, last: bool, device: Device) -> bool:
+    if tile.shared > device.shared or (tile.even and not last and (b % 16 or c % 16 or (d > 1 and d % 16))):
+        return False
+    if tile.kernel == "deep":
+        return d > 1 and not last and tile.depth < 2 * d
+    if tile.kernel == "tiny":  # without tensor cores: only where these would multiply padding
+        return min(b, c) < 16 and tile.outs < 2 * b
+    return True
+
+
+def _waste(tile: Tile, d: int, c: int, size: int, last: bool) -> float:
+    """Bytes moved per byte used, as memory moves whole sectors."""
+    if last:
+        run = tile.rows
+    elif tile.kernel == "deep":
+        run = min(d, tile.depth)
+    elif tile.kernel == "tiny":
+        run = min(d, tile.depth) if d > 1 else tile.depth
+    else:
+        run = c if d == 1 else 1
+    return max(1.0, SECTOR / (size * run))
+
+
+def _weight_programs(pattern: Pattern, tile: Tile) -> int:
+    a, b, c, d = pattern
+    if tile.kernel == "tiny":
+        return pieces(b, tile.outs) * c * pieces(pattern.blocks, tile.depth)
+    blocks = pieces(d, tile.depth) * a if tile.kernel == "deep" else pattern.blocks
+    return pieces(b, tile.outs) * pieces(c, tile.ins) * blocks
+
+
+def _seconds(cost: Cost, least: int, tile: Tile, numbers: Arithmetic, device: Device) -> float:
+    if tile.kernel == "tiny" or numbers == "single":
+        rate = device.single * (0.25 if tile.kernel == "tiny" else 0.6)
+    else:
+        rate = device.half / (1 if numbers == "half" else 2)
+        # the wide instructions of Hopper multiply 2-D tiles of at least 64 rows only
+        if device.capability >= (9, 0) and (tile.kernel != "flat" or tile.rows < 64):
+            rate *= 0.5
+    at_once = min(8, max(1, device.shared // max(1, tile.shared)), max(1, 64 // tile.warps))
+    waves = pieces(cost.programs, device.processors)
+    busy = max(cost.bytes * device.processors / device.cache, cost.operations * device.processors / rate)
+    waiting = STEP * (cost.steps + 2) / min(at_once, waves)
+    return device.launch + max(least / device.memory, waves * (busy + waiting))

@@ -1,0 +1,125 @@
+"""Multiplication by a chain, and its gradients: which launches, with which tiles, in which order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from ...structure import Pattern
+from .device import Device, device_of
+from .geometry import geometry
+from .groups import grouped, runs
+from .launch import apply_launches, pair_launches, weights_launch
+from .model import factor_choices, pair_choices, splits_for, weights_choices
+from .tiles import Arithmetic, Tile, arithmetic
+from .tune import tile_for
+
+
+def forward(x: torch.Tensor, factors: Sequence[torch.Tensor], depths: Sequence[int], last: bool) -> torch.Tensor:
+    """x (rows, n) times the transposed product, (rows, m); both are views of columns if `last`."""
+    setup = _setup(x, last)
+    patterns = _patterns(factors, depths)
+    for lo, hi in runs(grouped(patterns, *setup)[1], len(patterns)):
+        if lo == hi:
+            x = apply(x, factors[lo], patterns[lo], last)
+        else:
+            x = apply_pair(x, factors[lo], patterns[lo], factors[hi], patterns[hi], last)
+    return x
+
+
+def backward(
+    x: torch.Tensor,
+    factors: Sequence[torch.Tensor],
+    depths: Sequence[int],
+    grad: torch.Tensor,
+    last: bool,
+    need_x: bool = True,
+) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
+    """Gradients for x (if needed) and the factors. Nothing was saved: the inputs of the factors are computed again."""
+    patterns = _patterns(factors, depths)
+    inputs = [x]  # of the factors, that of the last factor first
+    for w, pattern in list(zip(factors, patterns, strict=True))[:0:-1]:
+        inputs.append(apply(inputs[-1], w, pattern, last))
+    found = []
+    for w, pattern in zip(factors, patterns, strict=True):
+        found.append(weights_gradient(inputs.pop(), grad, pattern, last))
+        if need_x or inputs:
+            grad = apply(grad, w.mT, pattern.T, last)
+    return (grad if need_x else None), found
+
+
+def input_gradient(
+    factors: Sequence[torch.Tensor], depths: Sequence[int], grad: torch.Tensor, last: bool
+) -> torch.Tensor:
+    """Gradient for x alone: the transposed chain, fused where that is faster."""
+    return forward(grad, [w.mT for w in reversed(factors)], list(reversed(depths)), last)
+
+
+def apply(x: torch.Tensor, w: torch.Tensor, pattern: Pattern, last: bool) -> torch.Tensor:
+    """One factor."""
+    y = _new(x, pattern.shape[0], last)
+    if y.numel():
+        rows, numbers, _, device = _setup(x, last)
+
+        def start(tile: Tile) -> None:
+            for launch in apply_launches(x, w, pattern.d, y, tile):
+                launch.run()
+
+        choices = factor_choices(pattern, rows, numbers, last, device)
+        start(tile_for("factor", (pattern,), rows, x, last, choices, start))
+    return y
+
+
+def apply_pair(
+    x: torch.Tensor, left: torch.Tensor, outer: Pattern, right: torch.Tensor, inner: Pattern, last: bool
+) -> torch.Tensor:
+    """Two factors of patterns `outer` and `inner`, the second of them first, in one launch."""
+    y = _new(x, outer.shape[0], last)
+    if y.numel():
+        rows, numbers, _, device = _setup(x, last)
+        shape = geometry(outer, inner)
+        assert shape is not None
+
+        def start(tile: Tile) -> None:
+            for launch in pair_launches(x, right, left, y, shape, tile):
+                launch.run()
+
+        choices = pair_choices(outer, inner, rows, numbers, last, device)
+        start(tile_for("pair", (outer, inner), rows, x, last, choices, start))
+    return y
+
+
+def weights_gradient(x: torch.Tensor, grad: torch.Tensor, pattern: Pattern, last: bool) -> torch.Tensor:
+    """Gradient (a*d, b, c) of the values of one factor from its input and the gradient of its output."""
+    shape = (pattern.blocks, pattern.b, pattern.c)
+    if not len(x):
+        return x.new_zeros(shape)
+    rows, numbers, _, device = _setup(x, last)
+    parts = {}
+
+    def start(tile: Tile) -> None:
+        splits = splits_for(pattern, rows, tile, device)
+        if splits not in parts:
+            parts[splits] = x.new_empty(splits, *shape, dtype=torch.float32 if splits > 1 else x.dtype)
+        weights_launch(x, grad, pattern.d, parts[splits], tile).run()
+
+    choices = weights_choices(pattern, rows, numbers, last, device)
+    tile = tile_for("weights", (pattern,), rows, x, last, choices, start)
+    start(tile)
+    done = parts[splits_for(pattern, rows, tile, device)]
+    return done[0] if len(done) == 1 else done.sum(0).to(x.dtype)
+
+
+def _setup(x: torch.Tensor, last: bool) -> tuple[int, Arithmetic, bool, Device]:
+    """Rows, rounded up to a power of two so that few different choices are made; arithmetic; layout; device."""
+    return 1 << (max(len(x), 1) - 1).bit_length(), arithmetic(x.dtype), last, device_of(x.device.index)
+
+
+def _patterns(factors: Sequence[torch.Tensor], depths: Sequence[int]) -> tuple[Pattern, ...]:
+    return tuple(Pattern(len(w) // d, w.shape[1], w.shape[2], d) for w, d in zip(factors, depths, strict=True))
+
+
+def _new(x: torch.Tensor, m: int, last: bool) -> torch.Tensor:
+    """Room for (rows, m): rows in memory, or columns."""
+    return x.new_empty(m, len(x)).T if last else x.new_empty(len(x), m)

@@ -1,0 +1,140 @@
+"""Chains forward and backward with the shipped tiles: in the interpreter, and on a GPU if there is one."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from flatwing.structure import Chain
+from kernels.gpu.kit import TOLERANCE, Modules, error, gradients, product, values, vectors
+
+CHAINS = [
+    Chain.parse("(1,16,8,16)(8,16,16,1)"),  # fused
+    Chain.butterfly(12),  # tiny blocks
+    Chain.parse("(2,5,6,7)(6,14,3,1)").T,  # odd sizes, rank 2, the dual flavour
+]
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+def data(chain: Chain, rows: int, dtype: torch.dtype, last: bool) -> tuple[torch.Tensor, list[torch.Tensor], Any, Any]:
+    x, grad = (vectors(rows, n, dtype, last) for n in chain.shape[::-1])
+    return x, [values(p, dtype) for p in chain], tuple(p.d for p in chain), grad
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("chain", CHAINS, ids=str)
+def test_forward_and_both_gradients(interpreted: Modules, chain: Chain, last: bool) -> None:
+    x, w, d, grad = data(chain, 19, torch.float32, last)
+    y = interpreted.run.forward(x, w, d, last)
+    assert error(y, product(x, w, d)) < TOLERANCE[x.dtype]
+    wanted = gradients(x, w, d, grad)
+    gx, gw = interpreted.run.backward(x, w, d, grad, last)
+    for found, right in zip((gx, *gw), wanted, strict=True):
+        assert error(found, right) < TOLERANCE[x.dtype]
+    assert error(interpreted.run.input_gradient(w, d, grad, last), wanted[0]) < TOLERANCE[x.dtype]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sixteen_bits(interpreted: Modules, dtype: torch.dtype) -> None:
+    chain = CHAINS[0]
+    x, w, d, grad = data(chain, 19, dtype, False)
+    gx, gw = interpreted.run.backward(x, w, d, grad, False)
+    for found, right in zip((gx, *gw), gradients(x, w, d, grad), strict=True):
+        assert found.dtype == dtype
+        assert error(found, right) < TOLERANCE[dtype]
+
+
+def test_no_rows(interpreted: Modules) -> None:
+    chain = CHAINS[0]
+    x, w, d, grad = data(chain, 0, torch.float32, False)
+    assert interpreted.run.forward(x, w, d, False).shape == (0, chain.shape[0])
+    gx, gw = interpreted.run.backward(x, w, d, grad, False)
+    assert gx.shape == x.shape
+    assert all((g == 0).all() and g.shape == v.shape for g, v in zip(gw, w, strict=True))
+
+
+def test_one_row(interpreted: Modules) -> None:
+    chain = CHAINS[0]
+    x, w, d, _ = data(chain, 1, torch.float32, False)
+    assert error(interpreted.run.forward(x, w, d, False), product(x, w, d)) < TOLERANCE[x.dtype]
+
+
+def test_the_gradient_of_x_alone_is_fused(interpreted: Modules, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels = []
+    launch = interpreted.launch.Launch
+    monkeypatch.setattr(launch, "run", lambda self: kernels.append(self.kernel.__name__))
+    _, w, d, grad = data(CHAINS[0], 19, torch.float32, False)
+    interpreted.run.input_gradient(w, d, grad, False)
+    assert kernels == ["pair"]
+
+
+def test_no_gradient_of_x_is_computed_that_nobody_wants(interpreted: Modules, monkeypatch: pytest.MonkeyPatch) -> None:
+    chain = CHAINS[0]
+    x, w, d, grad = data(chain, 19, torch.float32, False)
+    applied = []
+    apply = interpreted.run.apply
+    monkeypatch.setattr(interpreted.run, "apply", lambda *args: applied.append(1) or apply(*args))
+    gx, gw = interpreted.run.backward(x, w, d, grad, False, need_x=False)
+    assert gx is None
+    assert len(applied) == 2, "the input of the left factor, and the gradient that reaches the right one"
+    assert error(gw[1], gradients(x, w, d, grad)[2]) < TOLERANCE[x.dtype]
+
+
+ON_GPU = [
+    *CHAINS,
+    Chain.parse("(1,32,32,32)(32,32,32,1)"),
+    Chain.parse("(1,67,53,5)(1,265,37,1)"),
+    Chain.butterfly(256),
+    Chain.parse("(1,192,48,2)(2,48,192,1)"),
+]
+
+
+@pytest.fixture
+def no_files(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    from flatwing.kernels.gpu import tune
+
+    monkeypatch.setenv("FLATWING_WISDOM", "/dev/null")
+    tune.forget()
+    yield
+    tune.forget()
+
+
+@needs_gpu
+@pytest.mark.parametrize("rows", [1, 33, 5000])
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("chain", ON_GPU, ids=str)
+def test_on_a_gpu(no_files: None, chain: Chain, dtype: torch.dtype, last: bool, rows: int) -> None:
+    from flatwing.kernels.gpu import run
+
+    x, w, d, grad = data(chain, rows, dtype, last)
+    wanted = [product(x, w, d), *gradients(x, w, d, grad)]
+    x, grad, *w = (t.cuda() for t in (x, grad, *w))
+
+    def all_of_it() -> list[torch.Tensor]:
+        gx, gw = run.backward(x, w, d, grad, last)
+        return [run.forward(x, w, d, last), gx, *gw]
+
+    first = all_of_it()
+    for found, right in zip(first, wanted, strict=True):
+        # a product of L factors in 16 bits is rounded L times
+        assert error(found.cpu(), right) < len(chain) * TOLERANCE[dtype]
+    for _ in range(5):  # an error that moves is a race
+        assert all(torch.equal(a, b) for a, b in zip(first, all_of_it(), strict=True))
+
+
+@needs_gpu
+def test_tiles_that_are_measured_compute_the_same(no_files: None) -> None:
+    from flatwing.kernels.gpu import run
+    from flatwing.kernels.gpu.launch import apply_launches
+    from flatwing.kernels.gpu.tiles import table
+
+    pattern = ON_GPU[3][0]
+    x, w = vectors(1000, pattern.shape[1], torch.float16, False).cuda(), values(pattern, torch.float16).cuda()
+    wanted = product(x.cpu(), [w.cpu()], [pattern.d])
+    for tile in table("factor", "half"):
+        y = torch.full_like(run.apply(x, w, pattern, False), torch.nan)
+        for launch in apply_launches(x, w, pattern.d, y, tile):
+            launch.run()
+        assert error(y.cpu(), wanted) < TOLERANCE[torch.float16]
