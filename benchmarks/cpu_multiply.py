@@ -62,9 +62,9 @@ def product_of(kind: str, n: int) -> Any:
 class Definition:
     """Result and gradients of the picked vectors, in float64: what every contestant is compared with."""
 
-    def __init__(self, case: Any) -> None:
-        self.case = case
-        self.known: dict[Any, list[Any]] = {}
+    def __init__(self, case: Any, product: Any) -> None:
+        self.case, self.product = case, product
+        self.known: dict[int, list[Any]] = {}
 
     def of(self, product: Any) -> list[Any]:
         """The result, or the gradients for x and the factors of this product."""
@@ -73,6 +73,7 @@ class Definition:
         from flatwing import SparseProduct
 
         case = self.case
+        product = product if case.train else self.product  # merging changes the gradients, but no result
         if id(product) not in self.known:
             x = case.x["first"].detach()[case.pick].double()
             factors = [w.detach().double().requires_grad_(case.train) for w in product.factors]
@@ -142,6 +143,9 @@ class Contest:
         size = 4.0 * case.n * case.rows * (4 + (contestant.factors if case.train else 3))
         if predicted > 3 * best and predicted > 0.05:
             return  # another variant of this row is faster
+        if contestant.hopeless:
+            self.entries.setdefault(key, {"skipped": contestant.hopeless})
+            return
         if predicted > TOO_LONG or size > TOO_LARGE:
             why = f"about {predicted:.0f} s per call" if predicted > TOO_LONG else f"about {size / 1e9:.0f} GB"
             self.entries.setdefault(key, {"skipped": why})
@@ -194,6 +198,7 @@ def contests(n: int, options: dict[str, Any], threads: int) -> Iterator[dict[str
     known = n <= 4096  # a larger dense matrix is random: nothing is timed differently, and it need not be computed
     matrix = base.dense().contiguous() if known else torch.randn(n, n)
     operators: dict[str, dict[Any, Any]] = {kind: {} for kind in products}
+    groups = {kind: peers.groupings(product) for kind, product in products.items()}
     history: dict[Any, tuple[int, float]] = {}
     for train in [mode == "train" for mode in options["modes"]]:
         for rows in options["batches"]:
@@ -207,20 +212,21 @@ def contests(n: int, options: dict[str, Any], threads: int) -> Iterator[dict[str
                 g = torch.zeros(rows, n)
                 g[pick] = torch.randn(len(pick), n, generator=generator)
                 case.g = {"first": g, "last": g.mT.contiguous()}
-            definition, contest = Definition(case), Contest(case, history, options["budget"])
+            contest = Contest(case, history, options["budget"])
+            definitions = {kind: Definition(case, product) for kind, product in products.items()}
             for kind, product in products.items():  # ours first: peers change global settings when imported
-                contest.enter(kind, peers.flatwing(case, product), definition)
+                contest.enter(kind, peers.flatwing(case, product), definitions[kind])
             for kind, product in products.items():
-                contest.enter(kind, peers.bmm(case, product), definition)
-                contest.enter(kind, peers.lazylinop(case, product, operators[kind]), definition)
-                contest.enter(kind, peers.pyfaust(case, product, operators[kind]), definition)
+                contest.enter(kind, peers.bmm(case, groups[kind]), definitions[kind])
+                contest.enter(kind, peers.lazylinop(case, groups[kind], operators[kind]), definitions[kind])
+                contest.enter(kind, peers.pyfaust(case, product, operators[kind]), definitions[kind])
                 if kind in options["compiled"] and threads == 1:  # compiling takes seconds per case
                     layouts = [row for row in ("bmm batch-first", "bmm batch-last") if (kind, row) in contest.runs]
                     best = min(layouts, key=lambda row: contest.entries[kind, row]["seconds"], default=None)
                     if best is not None:
-                        contest.enter(kind, [peers.compiled(case, contest.runs[kind, best])], definition)
+                        contest.enter(kind, [peers.compiled(case, contest.runs[kind, best])], definitions[kind])
             dense = matrix if seconds <= TOO_LONG else None
-            contest.enter("", peers.landmarks(case, dense, base if known else None), definition)
+            contest.enter("", peers.landmarks(case, dense, base if known else None), definitions[options["kinds"][0]])
             if dense is None:
                 contest.entries["", "F.linear"] = {"skipped": f"about {seconds:.0f} s per call"}
             for g in case.g.values():

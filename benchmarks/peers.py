@@ -19,6 +19,7 @@ import torch
 from flatwing import Chain, SparseProduct, kernels
 
 SPARSE_GROUPS = 3  # merging more neighbours only adds work to a sparse matrix
+LARGEST = 1 << 23  # values of merged factors: more never was the fastest variant
 
 
 @dataclass
@@ -48,21 +49,26 @@ class Contestant:
     """What it computes, with its parameters; None for a landmark that nothing is compared with."""
     factors: int = 1
     """How many intermediate results autograd keeps."""
+    hopeless: str = ""
+    """Why it is not even tried."""
 
 
-def groupings(product: SparseProduct, whole: bool = False) -> Iterator[tuple[int, SparseProduct]]:
+Groupings = list[tuple[int, SparseProduct]]
+
+
+def groupings(product: SparseProduct) -> Groupings:
     """The product with runs of neighbours merged, as evenly as possible: (longest run, product)."""
-    length, seen = len(product), set()
-    for longest in (5, 4, 3, 7, 2, 1, *([length] if whole else [])):
+    length, found = len(product), {}
+    for longest in (5, 4, 3, 7, 2, 1, length):
         count = -(-length // longest)
-        if count in seen or (count == 1 and length > 1 and not whole):
+        if count in found or (count == 1 and length > 1 and product.shape[0] > 1024):
             continue
-        seen.add(count)
         merged = product
         for i in range(count):
             merged = merged.merge(i, i + (i + 1) * length // count - i * length // count - 1)
-        if merged.nnz <= 1 << 25:
-            yield longest, SparseProduct(merged.chain, [w.contiguous() for w in merged.factors])
+        if merged.nnz <= LARGEST:
+            found[count] = longest, SparseProduct(merged.chain, [w.contiguous() for w in merged.factors])
+    return list(found.values())
 
 
 def step(
@@ -85,19 +91,22 @@ def step(
 
 def flatwing(case: Case, product: SparseProduct) -> Iterator[Contestant]:
     """`kernels.multiply`: what the planner chooses, and every backend by name."""
+    auto = kernels.explain(product, case.rows, train=case.train, threads=case.threads)
+    full: dict[str, Any] = {"first": "batch-first", "last": "batch-last"}
     for layout, names in (("first", ["auto", *kernels.list_backends()]), ("last", ["auto"])):
         for name in names:
             try:
                 plan = kernels.explain(
-                    product, case.rows, backend=name, layout=f"batch-{layout}", train=case.train, threads=case.threads
+                    product, case.rows, backend=name, layout=full[layout], train=case.train, threads=case.threads
                 )
             except ValueError:
                 continue
 
-            run = step(case, product, layout, _multiply(product.chain, name, f"batch-{layout}"))
+            run = step(case, product, layout, _multiply(product.chain, name, full[layout]))
             suffix = "" if layout == "first" else " batch-last"
             kept = 2 * len(product) if kernels.BACKENDS[plan.backend].native else 1
-            yield Contestant(f"flatwing {name}{suffix}", run, layout, plan.backend, product, kept)
+            hopeless = f"predicted {plan.seconds:.2g} s" if plan.seconds > max(20 * auto.seconds, 0.1) else ""
+            yield Contestant(f"flatwing {name}{suffix}", run, layout, plan.backend, product, kept, hopeless)
 
 
 def _multiply(chain: Chain, backend: str, layout: Any) -> Callable[[torch.Tensor, Sequence[torch.Tensor]], Any]:
@@ -132,9 +141,11 @@ def batch_last(x: torch.Tensor, factors: Sequence[torch.Tensor], patterns: Seque
 LAYOUTS = {"first": batch_first, "last": batch_last}
 
 
-def bmm(case: Case, product: SparseProduct) -> Iterator[Contestant]:
+def bmm(case: Case, groups: Groupings) -> Iterator[Contestant]:
     """torch.bmm of merged neighbours. When training, the merged factors are the parameters: less work than ours."""
-    for longest, merged in groupings(product):
+    for longest, merged in groups:
+        if len(merged) == 1:
+            continue  # the dense matrix
         patterns = [tuple(p) for p in merged.chain]
         for layout, apply in LAYOUTS.items():
             run = step(case, merged, layout, lambda x, ws, p=patterns, f=apply: f(x, ws, p))
@@ -158,7 +169,7 @@ def compiled(case: Case, best: Contestant) -> Contestant:
 LAZYLINOP = (("torch", "xp"), ("numpy", "xp"), ("numpy", "scipy"), ("torch", "torch_sparse"))
 
 
-def lazylinop(case: Case, product: SparseProduct, operators: dict[Any, Any]) -> Iterator[Contestant]:
+def lazylinop(case: Case, groups: Groupings, operators: dict[Any, Any]) -> Iterator[Contestant]:
     """`ksm` with every backend it has on a CPU; as it is, and fused to runs of every length (the best one counts).
 
     Its `optimize` fuses in the same way, by heuristics or by minutes of measuring. When training, the operator is built
@@ -166,8 +177,8 @@ def lazylinop(case: Case, product: SparseProduct, operators: dict[Any, Any]) -> 
     """
     import lazylinop.butterfly as lb
 
-    for longest, merged in groupings(product, whole=product.shape[0] <= 1024):
-        fused = "" if len(merged) == len(product) else " fused"
+    for longest, merged in groups:
+        fused = " fused" if longest > 1 else ""
         variant = f"runs of {longest}" if fused else ""
         for library, name in LAZYLINOP:
             if name != "xp" and longest > SPARSE_GROUPS:
@@ -240,7 +251,7 @@ def landmarks(case: Case, matrix: torch.Tensor | None, dense: SparseProduct | No
     if case.n & (case.n - 1) == 0:
         columns = case.x["last"].numpy()
         transform = _hadamard(case.n, case.threads)
-        transform @ columns  # compiles
+        _ = transform @ columns  # compiles
         yield Contestant("hadamard", lambda: transform @ columns)
 
 
