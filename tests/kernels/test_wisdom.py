@@ -20,17 +20,7 @@ CHAIN = Chain.butterfly(16)
 TASK = Task(CHAIN, rows=8)
 
 
-@pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A wisdom file of this test, which does not exist yet."""
-    monkeypatch.setenv("FLATWING_WISDOM", str(tmp_path / "wise" / "w.json"))
-    wisdom.forget()
-    yield tmp_path / "wise" / "w.json"  # type: ignore[misc]
-    monkeypatch.undo()
-    wisdom.forget()
-
-
-def test_what_is_stored_is_found_in_this_process_and_the_next(place: Path) -> None:
+def test_what_is_stored_is_found_in_this_process_and_the_next(wisdom_file: Path) -> None:
     wisdom.store(TASK, {"bmm": 2e-6, "F.linear": 3e-6})
     assert wisdom.lookup(TASK) == {"bmm": 2e-6, "F.linear": 3e-6}
     code = (
@@ -54,24 +44,24 @@ def test_what_is_stored_is_found_in_this_process_and_the_next(place: Path) -> No
     ],
     ids=wisdom.key,
 )
-def test_another_task_is_not_known(place: Path, other: Task) -> None:
+def test_another_task_is_not_known(wisdom_file: Path, other: Task) -> None:
     wisdom.store(TASK, {"bmm": 2e-6})
     assert wisdom.lookup(other) == {}
 
 
-def test_rows_between_powers_of_two_share_an_entry(place: Path) -> None:
+def test_rows_between_powers_of_two_share_an_entry(wisdom_file: Path) -> None:
     wisdom.store(Task(CHAIN, rows=5), {"bmm": 2e-6})
     assert wisdom.lookup(TASK) == wisdom.lookup(Task(CHAIN, rows=6)) == {"bmm": 2e-6}
     assert wisdom.lookup(Task(CHAIN, rows=4)) == {}
 
 
-def test_another_machine_is_not_known(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_machine_is_not_known(wisdom_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wisdom.store(TASK, {"bmm": 2e-6})
     monkeypatch.setattr(wisdom, "machine", lambda device="cpu": "another one, torch 3")
     wisdom.forget()
     assert wisdom.lookup(TASK) == {}
     wisdom.store(TASK, {"bmm": 5e-6})
-    assert sorted(json.loads(place.read_text())["machines"]) != ["another one, torch 3"], "the first one is kept"
+    assert sorted(json.loads(wisdom_file.read_text())["machines"]) != ["another one, torch 3"], "the first one is kept"
 
 
 def test_machine_tells_what_times_depend_on() -> None:
@@ -79,7 +69,7 @@ def test_machine_tells_what_times_depend_on() -> None:
     assert not wisdom.machine().startswith(",")
 
 
-def test_plans_follow_what_was_measured(place: Path) -> None:
+def test_plans_follow_what_was_measured(wisdom_file: Path) -> None:
     before, version = plan_for(TASK), wisdom.version()
     assert not before.measured
     wisdom.store(TASK, {"dense": 1e-7, "bmm": 5e-6, "F.linear": 4e-7})
@@ -90,14 +80,14 @@ def test_plans_follow_what_was_measured(place: Path) -> None:
     assert plan_for(Task(CHAIN, rows=16)).measured is False
 
 
-def test_new_numbers_join_the_old_ones_and_the_last_one_stays(place: Path) -> None:
+def test_new_numbers_join_the_old_ones_and_the_last_one_stays(wisdom_file: Path) -> None:
     wisdom.store(TASK, {"bmm": 2e-6, "dense": 3e-6})
     wisdom.store(TASK, {"bmm": 4e-6})
     wisdom.forget()
     assert wisdom.lookup(TASK) == {"bmm": 4e-6, "dense": 3e-6}
 
 
-def test_what_another_process_stored_meanwhile_stays(place: Path) -> None:
+def test_what_another_process_stored_meanwhile_stays(wisdom_file: Path) -> None:
     assert wisdom.lookup(TASK) == {}  # has read: there is nothing
     code = (
         "import sys; from flatwing import Chain; from flatwing.kernels import wisdom\n"
@@ -111,10 +101,10 @@ def test_what_another_process_stored_meanwhile_stays(place: Path) -> None:
     wisdom.forget()
     assert [dict(wisdom.lookup(Task(CHAIN, rows=1 << i))) for i in (0, 19)] == [{"one": 1e-6, "two": 1e-6}] * 2
     assert sorted(wisdom.lookup(TASK)) == ["one", "three", "two"]
-    assert sorted(path.name for path in place.parent.iterdir()) == ["w.json", "w.json.lock"]
+    assert sorted(path.name for path in wisdom_file.parent.iterdir()) == ["w.json", "w.json.lock"]
 
 
-def test_old_tasks_and_machines_are_forgotten(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_old_tasks_and_machines_are_forgotten(wisdom_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wisdom, "KEPT", 2)
     for rows in (1, 2, 1, 4):
         wisdom.store(Task(CHAIN, rows=rows), {"bmm": 1e-6})
@@ -123,7 +113,7 @@ def test_old_tasks_and_machines_are_forgotten(place: Path, monkeypatch: pytest.M
     for name in ("b", "c"):
         monkeypatch.setattr(wisdom, "machine", lambda device="cpu", name=name: name)
         wisdom.store(TASK, {"bmm": 1e-6})
-    assert list(json.loads(place.read_text())["machines"]) == ["b", "c"]
+    assert list(json.loads(wisdom_file.read_text())["machines"]) == ["b", "c"]
 
 
 def content(times: object) -> str:
@@ -154,10 +144,10 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_file_that_is_not_ours_is_ignored_with_one_warning(place: Path, name: str) -> None:
+def test_a_file_that_is_not_ours_is_ignored_with_one_warning(wisdom_file: Path, name: str) -> None:
     text = HOSTILE[name]
-    place.parent.mkdir()
-    place.write_bytes(text if isinstance(text, bytes) else text.encode())
+    wisdom_file.parent.mkdir()
+    wisdom_file.write_bytes(text if isinstance(text, bytes) else text.encode())
     x, product = torch.ones(8, 16), SparseProduct(CHAIN, [torch.ones(8, 2, 2)] * 4)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -167,40 +157,40 @@ def test_a_file_that_is_not_ours_is_ignored_with_one_warning(place: Path, name: 
     assert [warning.category for warning in caught] == [RuntimeWarning]
     assert "w.json' is ignored" in str(caught[0].message)
     assert torch.equal(y, torch.full((8, 16), 16.0))
-    assert place.stat().st_size == len(text), "not overwritten"
+    assert wisdom_file.stat().st_size == len(text), "not overwritten"
     with pytest.warns(RuntimeWarning, match=r"is now 'w.json.bad'"):
         wisdom.store(TASK, {"bmm": 1e-6})
-    assert (place.parent / "w.json.bad").stat().st_size == len(text)
+    assert (wisdom_file.parent / "w.json.bad").stat().st_size == len(text)
     wisdom.forget()
     assert wisdom.lookup(TASK) == {"bmm": 1e-6}
 
 
-def test_a_warning_that_is_an_error_does_not_fail_a_multiplication(place: Path) -> None:
-    place.parent.mkdir()
-    place.write_text("no")
+def test_a_warning_that_is_an_error_does_not_fail_a_multiplication(wisdom_file: Path) -> None:
+    wisdom_file.parent.mkdir()
+    wisdom_file.write_text("no")
     assert explain(CHAIN, batch=8).seconds > 0  # pytest turns warnings into errors
 
 
-def test_a_folder_or_pipe_in_its_place_is_not_read(place: Path) -> None:
-    place.parent.mkdir()
-    os.mkfifo(place)
+def test_a_folder_or_pipe_in_its_place_is_not_read(wisdom_file: Path) -> None:
+    wisdom_file.parent.mkdir()
+    os.mkfifo(wisdom_file)
     with pytest.warns(RuntimeWarning, match="it is not a file"):
         assert wisdom.lookup(TASK) == {}
 
 
-def test_the_file_is_read_once(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_file_is_read_once(wisdom_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reads = []
     monkeypatch.setattr(wisdom, "_read", lambda place: reads.append(place) or ({}, None))
     for rows in (1, 2, 4):
         plan_for(Task(CHAIN, rows=rows, dtype=torch.complex128))
-    assert reads == [place]
+    assert reads == [wisdom_file]
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf"), 1e9])
-def test_seconds_that_are_none_are_not_stored(place: Path, value: float) -> None:
+def test_seconds_that_are_none_are_not_stored(wisdom_file: Path, value: float) -> None:
     with pytest.raises(ValueError, match=r"no time of a multiplication. Rule: between 1e-08 and 100000"):
         wisdom.store(TASK, {"bmm": value})
-    assert not place.exists()
+    assert not wisdom_file.exists()
 
 
 def test_the_null_device_means_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,7 +218,7 @@ def test_where_the_file_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     assert wisdom.path() == Path("here.json")
 
 
-def test_a_place_that_cannot_be_written_is_told(place: Path) -> None:
-    place.parent.write_text("a file where a folder should be")
+def test_a_place_that_cannot_be_written_is_told(wisdom_file: Path) -> None:
+    wisdom_file.parent.write_text("a file where a folder should be")
     with pytest.raises(OSError, match="wise"):
         wisdom.store(TASK, {"bmm": 1e-6})

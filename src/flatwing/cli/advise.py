@@ -8,7 +8,8 @@ import typer
 from rich import box
 from rich.table import Table
 
-from ..kernels.advise import Advice, Row, advise, round_to_two
+from ..kernels.advice import Advice, Row, round_to_two
+from ..kernels.advise import advise
 from .output import Format, note, plainly, stdout, working, write_json
 
 

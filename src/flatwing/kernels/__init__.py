@@ -1,7 +1,7 @@
 """Factors times a batch, fast: one operation, many backends, and a plan that says which one and why."""
 
 from . import backends as backends  # isort: skip  # registers them
-from .advise import Advice as Advice
+from .advice import Advice as Advice
 from .advise import advise as advise
 from .api import explain as explain
 from .api import list_backends as list_backends

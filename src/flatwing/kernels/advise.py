@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from math import exp, log
-from typing import Any, final
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 
 from ..structure import Chain
 from . import candidates, wisdom
+from .advice import Advice, Alternative, Row
 from .backend import Task
 from .cost import dtype_name
 from .plan import Plan, plan_for
 from .race import DENSE, Timing, race
+from .rates import ensure_rates
 
 BATCHES = (1, 16, 256, 4096)
 GRID = tuple(1 << i for i in range(17))  # where the break-even batch is looked for
@@ -23,136 +23,6 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.com
 DEVICES = ("cpu", "cuda")
 
 Progress = Callable[[str, int, int], object]
-
-
-@final
-@dataclass(frozen=True)
-class Row:
-    """The answer for one batch. Times are seconds per call, the interval is that of the quartiles if measured now."""
-
-    batch: int
-    backend: str
-    seconds: float
-    dense_seconds: float
-    measured: bool
-    interval: tuple[float, float] | None
-    dense_interval: tuple[float, float] | None
-    times: tuple[tuple[str, float], ...]
-
-    @property
-    def speedup(self) -> float:
-        """Time of the dense layer over that of the chain; above 1 the chain wins."""
-        return self.dense_seconds / self.seconds
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain data, for JSON."""
-        return {
-            "batch": self.batch,
-            "backend": self.backend,
-            "seconds": self.seconds,
-            "interval": self.interval and list(self.interval),
-            "dense_seconds": self.dense_seconds,
-            "dense_interval": self.dense_interval and list(self.dense_interval),
-            "speedup": self.speedup,
-            "measured": self.measured,
-            "times": dict(self.times),
-        }
-
-
-@final
-@dataclass(frozen=True)
-class Alternative:
-    """Another chain within the budget: the text for `Chain.parse`, its parameters, its predicted speed-ups by batch."""
-
-    spec: str
-    parameters: int
-    speedups: tuple[tuple[int, float], ...]
-
-    @property
-    def speedup(self) -> float:
-        """Geometric mean over the batches."""
-        return exp(sum(log(value) for _, value in self.speedups) / len(self.speedups))
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain data, for JSON."""
-        batches = {str(batch): value for batch, value in self.speedups}
-        return {"spec": self.spec, "parameters": self.parameters, "speedup": self.speedup, "speedups": batches}
-
-
-@final
-@dataclass(frozen=True)
-class Advice:
-    """Whether a chain is faster than the dense matrix of its shape; immutable.
-
-    `wins` are the intervals (first, last) of batches in which it is, out of those in `tried`; `choice` says why it is
-    this chain. `alternatives`, the chosen one first, are those of a budget.
-    """
-
-    chain: Chain
-    choice: str
-    dtype: torch.dtype
-    device: str
-    threads: int
-    train: bool
-    rows: tuple[Row, ...]
-    wins: tuple[tuple[int, int], ...]
-    tried: tuple[int, ...]
-    alternatives: tuple[Alternative, ...] = ()
-    notes: tuple[str, ...] = ()
-
-    @property
-    def verdict(self) -> str:
-        """What wins: "structure" if the chain does at every batch, "dense" if at none, else "depends"."""
-        if not self.wins:
-            return "dense"
-        return "structure" if self.wins == ((self.tried[0], self.tried[-1]),) else "depends"
-
-    @property
-    def sentence(self) -> str:
-        """The answer in words."""
-        first, last = self.tried[0], self.tried[-1]
-        every = f"at batch {first}" if first == last else f"at every batch from {first} to {last}"
-        share = f"with {self.chain.density:.2%} of the parameters"
-        if self.verdict == "dense":
-            return f"Keep dense: {every} it is faster than this chain ({self._ratios()})."
-        if self.verdict == "structure":
-            return f"Use the chain: {every} it is faster than dense ({self._ratios()}), {share}."
-        where = " and ".join(f"{low} to {high}" if low < high else f"{low}" for low, high in self.wins)
-        return f"Use the chain for batch {where}, {share}; keep dense for the others ({self._ratios()})."
-
-    def _ratios(self) -> str:
-        shown = (self.rows[0], self.rows[-1]) if len(self.rows) > 1 else self.rows
-        return ", ".join(f"{round_to_two(row.speedup)}x at batch {row.batch}" for row in shown)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain data, for JSON."""
-        m, n = self.chain.shape
-        return {
-            "shape": [m, n],
-            "chain": str(self.chain),
-            "patterns": [list(pattern) for pattern in self.chain],
-            "choice": self.choice,
-            "parameters": self.chain.nnz,
-            "dense_parameters": m * n,
-            "density": self.chain.density,
-            "flops": self.chain.flops,
-            "dense_flops": 2 * m * n,
-            "dtype": dtype_name(self.dtype),
-            "device": self.device,
-            "machine": wisdom.machine(self.device),
-            "threads": self.threads,
-            "train": self.train,
-            "batches": [row.as_dict() for row in self.rows],
-            "wins": [list(interval) for interval in self.wins],
-            "tried": list(self.tried),
-            "verdict": self.verdict,
-            "sentence": self.sentence,
-            "alternatives": [other.as_dict() for other in self.alternatives],
-            "notes": list(self.notes),
-        }
-
-    def __str__(self) -> str:
-        return self.sentence
 
 
 def advise(
@@ -203,19 +73,20 @@ def advise(
     def task(chain: Chain, batch: int) -> Task:
         return Task(chain, batch, dtype, device, train=train, threads=threads)
 
+    notes: list[str] = []
+    with _noting(notes, "the rates of this machine"):
+        ensure_rates(device)
     alternatives: tuple[Alternative, ...] = ()
     if given is not None:
         choice = "as given"
     elif budget is None:
-        spec, choice = candidates.sensible(m, n)
-        given = Chain.parse(spec)
-        choice = f"{spec}: {choice}"
+        spec, why = candidates.sensible(m, n)
+        given, choice = Chain.parse(spec), f"{spec}: {why}"
     else:
         alternatives = _alternatives(m, n, budget, batches, task)
-        given = Chain.parse(alternatives[0].spec)
-        choice = f"{alternatives[0].spec}: of {len(alternatives)} families, each within {budget:.3g} of the dense "
-        choice += "parameters, the one predicted to be fastest"
-    rows, notes = [], []
+        spec = alternatives[0].spec
+        given, choice = Chain.parse(spec), f"{spec}: predicted to be the fastest within {budget:.3g} of the parameters"
+    rows = []
     for done, batch in enumerate(batches):
         own = task(given, batch)
         if not measure:
@@ -224,10 +95,8 @@ def advise(
         if progress is not None:
             progress(f"batch {batch}", done, len(batches))
         timings = race(own)
-        try:
+        with _noting(notes, f"the times of batch {batch}"):
             wisdom.store(own, {name: timing.seconds for name, timing in timings.items()})
-        except (OSError, ValueError) as error:
-            notes.append(f"the times of batch {batch} are not kept for later plans: {error}")
         rows.append(_timed(batch, timings))
     if measure:  # between what was measured nothing is claimed
         points = {row.batch: row.speedup > 1 for row in rows}
@@ -245,17 +114,17 @@ def advise(
         _runs(tried, points),
         tried,
         alternatives,
-        tuple(dict.fromkeys(notes)),
+        tuple(notes),
     )
 
 
-def round_to_two(value: int | float) -> str:
-    """A ratio for people: two digits, never in powers of ten.
-
-    >>> round_to_two(0.0467), round_to_two(4.67), round_to_two(1583.9)
-    ('0.047', '4.7', '1,600')
-    """
-    return f"{float(f'{value:.2g}'):,.0f}" if value >= 10 else f"{value:.2g}"
+@contextmanager
+def _noting(notes: list[str], what: str) -> Iterator[None]:
+    """Where the wisdom file cannot be written, an advice is worth as much; it says so."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        notes.append(f"{what} could not be kept for later plans: {error}")
 
 
 def _predicted(plan: Plan) -> Row:

@@ -132,10 +132,11 @@ def _plan_for(task: Task, backend: str, _: int) -> Plan:
 
 
 def _prediction(backend: Backend, name: str, task: Task) -> float:
+    calling = cost.overhead_seconds(task, backend.native)
     if name != "bmm":
-        return backend.seconds(task)
+        return calling + backend.seconds(task)
     merged = _merges(task)
-    return backend.seconds(replace(task, chain=_merged_chain(task.chain, merged))) + _merging(task, merged)
+    return calling + backend.seconds(replace(task, chain=_merged_chain(task.chain, merged))) + _merging(task, merged)
 
 
 @lru_cache(maxsize=1024)

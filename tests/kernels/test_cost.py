@@ -1,0 +1,126 @@
+"""The cost model: near what was measured, reasonable everywhere else, and as fast as the machine it runs on."""
+
+import os
+from dataclasses import replace
+
+import pytest
+import torch
+
+from flatwing import Chain
+from flatwing.kernels import BACKENDS, cost, rates, wisdom
+from flatwing.kernels.advise import advise
+from flatwing.kernels.backend import Task
+from flatwing.kernels.plan import plan_for
+
+# microseconds, best of many, one core of a Zen 4 processor; rows, training step?, F.linear, bmm
+MEASURED = [
+    ("butterfly(64)", 256, False, 27.6, 161),
+    ("butterfly(256)", 16, False, 31.7, 277),
+    ("butterfly(1024)", 256, True, 1.8e4, 8.43e3),
+    ("butterfly(1024)", 4096, False, 9.44e4, 2.29e4),
+    ("monarch(1024,1024,blocks=32)", 16, False, 530, 115),
+    ("monarch(1024,1024,blocks=32)", 256, True, 1.94e4, 5.35e3),
+    ("monarch(4096,4096,blocks=64)", 256, False, 1.06e05, 7.28e3),
+    ("monarch(256,256,blocks=16)", 4096, False, 6.78e3, 4.47e3),
+    ("low_rank(768,3072,rank=700)", 256, True, 3.93e4, 4.72e4),
+    ("low_rank(1024,1024,rank=400)", 256, False, 5.49e3, 4.96e3),
+    ("block_diagonal(96,96,blocks=3)", 16, True, 47.6, 135),
+    ("block_butterfly(1024,block=32)", 256, False, 5.53e3, 2.59e3),
+    ("kronecker([(3,5),(7,9),(4,4)])", 64, True, 108, 489),
+    ("butterfly(48)", 1, True, 33.8, 406),
+]
+
+
+@pytest.mark.parametrize(("spec", "rows", "train", "dense", "bmm"), MEASURED)
+def test_predictions_are_near_what_was_measured(spec: str, rows: int, train: bool, dense: float, bmm: float) -> None:
+    task = Task(Chain.parse(spec), rows, train=train)
+    plan = plan_for(task, "bmm")
+    assert plan.dense_seconds == pytest.approx(1e-6 * dense, rel=0.6)
+    assert 0.4 < plan.seconds / (1e-6 * bmm) < 1.7
+    assert (plan.speedup > 1) == (dense > bmm)
+
+
+TASKS = [
+    Task(Chain.parse(spec), 64, dtype, layout=layout, train=train)  # type: ignore[arg-type]
+    for spec in ("butterfly(64)", "monarch(1024,512,blocks=32)", "low_rank(300,500,rank=7)", "(1,2,2,3)(3,2,2,1)")
+    for dtype in (torch.float32, torch.complex128)
+    for layout in ("batch-first", "batch-last")
+    for train in (False, True)
+]
+
+
+@pytest.mark.parametrize("task", TASKS, ids=wisdom.key)
+@pytest.mark.parametrize("name", ["F.linear", "bmm", "dense", "reference"])
+def test_more_work_takes_longer(task: Task, name: str) -> None:
+    def seconds(task: Task) -> float:
+        return cost.dense_seconds(task) if name == "F.linear" else BACKENDS[name].seconds(task)
+
+    assert 0 < seconds(task) < seconds(replace(task, rows=4096))
+    assert seconds(replace(task, train=False)) < seconds(replace(task, train=True))
+    assert seconds(replace(task, rows=4096, dtype=torch.float32)) < seconds(
+        replace(task, rows=4096, dtype=torch.complex128)
+    )
+    assert seconds(replace(task, rows=4096, threads=4)) <= seconds(replace(task, rows=4096))
+    assert seconds(replace(task, rows=1, threads=64)) <= seconds(replace(task, rows=1)), "threads that do not pay rest"
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_absurd_sizes_have_a_prediction(device: str) -> None:
+    task = Task(Chain.low_rank(10**9, 10**9, rank=4), 10**9, torch.float64, device)
+    assert 1 < cost.native_seconds(task) < cost.dense_seconds(task) < 1e20
+
+
+def test_merging_costs_what_it_moves() -> None:
+    small, large = (Task(Chain.monarch(n, n, blocks=16), 1) for n in (256, 2048))
+    assert cost.merge_seconds(small) < cost.merge_seconds(large)
+    pair = Chain.butterfly(1024).patterns[:2]
+    assert cost.merge_seconds(small, pair) < cost.merge_seconds(small, Chain.butterfly(1024).patterns[:4])
+    unchainable = Task(Chain([(2, 2, 2, 1), (1, 2, 2, 2)]), 4)
+    assert not unchainable.chain.chainable
+    assert cost.merge_seconds(unchainable) > 0
+
+
+@pytest.mark.usefixtures("wisdom_file")
+def test_measured_rates_take_the_place_of_shipped_ones() -> None:
+    task = Task(Chain.monarch(1024, 1024, blocks=32), 1024)
+    before = cost.dense_seconds(task), plan_for(task, "bmm").seconds
+    shipped = cost.MACHINES["cpu"]._asdict()
+    wisdom.store_rates("cpu", {name: shipped[name] / 2 for name in ("gemm", "cached", "memory")} | {"unknown": 1.0})
+    assert cost.dense_seconds(task) == pytest.approx(2 * before[0], rel=0.1)
+    assert plan_for(task, "bmm").seconds > 1.3 * before[1]
+    wisdom.store_rates("cpu", {"width bfloat16": 20.0})
+    half = replace(task, dtype=torch.bfloat16)
+    assert cost.dense_seconds(half) == pytest.approx(20 * cost.dense_seconds(task), rel=0.1)
+
+
+@pytest.mark.usefixtures("wisdom_file")
+def test_rates_of_no_machine_are_not_believed() -> None:
+    task = Task(Chain.monarch(1024, 1024, blocks=32), 1024)
+    before = cost.dense_seconds(task)
+    wisdom.store_rates("cpu", {"gemm": 1.0, "call": 1e9, "width float32": 1e6})
+    assert cost.dense_seconds(task) == before
+
+
+def test_rates_are_those_of_a_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rates, "SECONDS", 0.0)
+    found, threads = rates.measure_rates(), torch.get_num_threads()
+    assert set(found) == {"call", "cached", "memory", "gemm"} | {
+        f"width {name}" for name in ("float64", "complex64", "complex128", "bfloat16", "float16")
+    }
+    assert all(value > 0 for value in found.values())
+    assert torch.get_num_threads() == threads
+
+
+@pytest.mark.usefixtures("wisdom_file")
+def test_advice_measures_the_rates_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    monkeypatch.setattr(rates, "measure_rates", lambda: calls.append(1) or {"gemm": 50e9})
+    slow = advise(64, 64, batches=[1024])
+    assert slow.notes == ()
+    advise(64, 64, batches=[1024])
+    assert calls == [1]
+    assert wisdom.rates("cpu") == {"gemm": 50e9}
+    monkeypatch.setenv("FLATWING_WISDOM", os.devnull)
+    wisdom.forget()
+    assert advise(64, 64, batches=[1024]).rows[0].dense_seconds < slow.rows[0].dense_seconds
+    assert calls == [1], "without a file nothing is measured"
