@@ -6,7 +6,7 @@ from torch import nn
 
 from flatwing import StructuredLinear
 from flatwing.nn import BlastLinear
-from flatwing.nn.blast import FEW_ROWS
+from flatwing.kernels.native import FEW_ROWS
 from strategies import as_user
 
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from flatwing import Chain, SparseProduct, StructuredLinear, factorize
-from flatwing.nn.linear import FEW_ROWS
+from flatwing.kernels.native import FEW_ROWS
 from strategies import as_user, chainable_chains
 
 

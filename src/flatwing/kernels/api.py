@@ -73,7 +73,7 @@ def apply(
 ) -> torch.Tensor:
     """`multiply` for x (rows, n), or (n, rows) if `last`, and factors that are known to fit: what layers call."""
     first, device = factors[0], x.device.type
-    if torch.is_autocast_enabled(device) and first.dtype != torch.float64:
+    if not x.is_meta and torch.is_autocast_enabled(device) and first.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(device)
         with torch.autocast(device, enabled=False):
             return apply(x.to(dtype), chain, [w.to(dtype) for w in factors], backend, last)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import Parameter
-from torch.utils.flop_counter import register_flop_formula
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from . import native
 from .backend import BACKENDS, chain_of
@@ -39,6 +39,9 @@ def run(x: Tensor, factors: Sequence[Tensor], call: Call) -> Tensor:
     """The product applied to x (rows, n), or (n, rows) if `call.last`, by a backend that is not `native`."""
     if torch.compiler.is_compiling():
         return multiply_op(x, list(factors), list(call.depths), call.backend, call.last)
+    if _modes() and type(_get_current_dispatch_mode()).__module__ == "torch.utils.flop_counter":
+        # a counter knows the operations of torch; registering ours with it would import the counter, and Triton with it
+        return native.forward(x, factors, call.depths, call.last).contiguous()
     recording = torch.is_grad_enabled() and (x.requires_grad or any(w.requires_grad for w in factors))
     if recording or _transformed():
         return _Multiply.apply(x, call, *factors)
@@ -116,8 +119,8 @@ def multiply_op(x: Tensor, factors: list[Tensor], depths: list[int], backend: st
     """The operator behind `multiply`: see `Backend.forward`."""
     x, *factors = (t.resolve_conj().resolve_neg() for t in (x, *factors))
     backend = resolve(x, factors, depths, backend, last)
-    y = BACKENDS[backend].forward(x, factors, tuple(depths), last).contiguous()
-    return y.clone() if y is x else y  # an operator must not return its input
+    y = BACKENDS[backend].forward(x, factors, tuple(depths), last)
+    return _own_memory([y.contiguous()], [x, *factors])[0]
 
 
 @torch.library.custom_op(
@@ -135,7 +138,18 @@ def backward_op(
         gx, gw = chosen.backward(x, factors, tuple(depths), grad, last)
         assert gx is not None
         assert gw is not None
-    return [gx.contiguous(), *(g.contiguous() for g in gw)]
+    return _own_memory([gx.contiguous(), *(g.contiguous() for g in gw)], [x, grad, *factors])
+
+
+def _own_memory(results: list[Tensor], inputs: list[Tensor]) -> list[Tensor]:
+    """The results, copied where they share memory with each other or an input, which torch forbids in an operator."""
+    taken = {t.untyped_storage().data_ptr() for t in inputs}
+    found = []
+    for t in results:
+        t = t.clone() if t.untyped_storage().data_ptr() in taken else t
+        taken.add(t.untyped_storage().data_ptr())
+        found.append(t)
+    return found
 
 
 @multiply_op.register_fake
@@ -147,20 +161,6 @@ def _(x: Tensor, factors: list[Tensor], depths: list[int], backend: str, last: b
 @backward_op.register_fake
 def _(x: Tensor, factors: list[Tensor], depths: list[int], backend: str, last: bool, grad: Tensor) -> list[Tensor]:
     return [x.new_empty(x.shape), *(w.new_empty(w.shape) for w in factors)]
-
-
-@register_flop_formula(torch.ops.flatwing.multiply)
-def _(x_shape: Any, factor_shapes: Any, *_: Any, **__: Any) -> int:
-    return _operations(x_shape, factor_shapes, _[2])
-
-
-@register_flop_formula(torch.ops.flatwing.multiply_backward)
-def _(x_shape: Any, factor_shapes: Any, *_: Any, **__: Any) -> int:
-    return 2 * _operations(x_shape, factor_shapes, _[2])  # both gradients, without what is computed again
-
-
-def _operations(x: Sequence[int], factors: Sequence[Sequence[int]], last: bool) -> int:
-    return 2 * x[1 if last else 0] * sum(blocks * b * c for blocks, b, c in factors)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

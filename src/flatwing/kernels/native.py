@@ -13,6 +13,8 @@ FEW_ROWS = 8  # measured: above, it pays to bring the vectors into columns befor
 def apply_rows(w: torch.Tensor, x: torch.Tensor, d: int) -> torch.Tensor:
     """One factor applied to the rows of x (k, n): y[k, i, :, l] = w[i d + l] x[k, i, :, l]. No copy of x if d = 1."""
     blocks, b, c = w.shape
+    if blocks == 1:
+        return torch.nn.functional.linear(x, w[0])
     a, k = blocks // d, len(x)
     y = x.reshape(k, a, c, d).permute(1, 3, 0, 2).reshape(blocks, k, c) @ w.mT
     return y.reshape(a, d, k, b).permute(2, 0, 3, 1).reshape(k, a * b * d)
@@ -40,11 +42,11 @@ def _blocks_of_columns(x: torch.Tensor, a: Size, c: Size, d: Size) -> torch.Tens
 def forward(x: torch.Tensor, factors: Sequence[torch.Tensor], depths: Sequence[int], last: bool) -> torch.Tensor:
     """x @ (K_1 ... K_L)^T for x (rows, n), or (K_1 ... K_L) @ x for x (n, rows) if `last`; differentiable."""
     pairs = list(zip(factors, depths, strict=True))[::-1]
-    if not last and (len(x) <= FEW_ROWS or len(pairs) == 1):
+    if not last and (len(x) <= FEW_ROWS or len(pairs) == 1 or all(len(w) == 1 for w in factors)):
         for w, d in pairs:
             x = apply_rows(w, x, d)
         return x
-    x = x if last else x.mT.contiguous()
+    x = x if last else x.mT  # a view: the first factor copies it only if it must
     for w, d in pairs:
         x = apply_columns(w, x, d)
     return x if last else x.mT

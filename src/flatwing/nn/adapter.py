@@ -11,9 +11,10 @@ from jaxtyping import Num
 from torch import nn
 from typing_extensions import override
 
+from ..kernels.api import apply
 from ..structure import Chain, SparseProduct
 from .base import linear_of, own
-from .linear import StructuredLinear, apply_rows, as_chain
+from .linear import StructuredLinear, as_chain
 
 MODES = ("additive", "orthogonal")
 MAPS = ("cayley", "exp")
@@ -129,8 +130,7 @@ class StructuredAdapter(nn.Module):
 
     def _rotate(self, x: torch.Tensor) -> torch.Tensor:
         rows = x.reshape(-1, x.shape[-1]) if x.numel() else x.new_empty(math.prod(x.shape[:-1]), x.shape[-1])
-        for pattern, w in zip(reversed(self.chain.patterns), reversed(self._blocks()), strict=True):
-            rows = apply_rows(w, rows, pattern.d)
+        rows = apply(rows, self.chain, self._blocks())
         return rows.reshape(x.shape).contiguous()
 
     @torch.no_grad()

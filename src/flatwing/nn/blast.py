@@ -14,9 +14,9 @@ from typing_extensions import override
 from ..core import nearest_divisor
 from ..factorize.blast import fit_blast
 from ..factorize.weighted import WeightedFit
+from ..kernels.api import apply
+from ..structure import Chain
 from .base import LARGEST, LAYERS, StructuredLayer, flag, own, sizes, uniform_
-
-FEW_ROWS = 32  # measured: above, the coupled numbers no longer fit the cache
 
 
 @final
@@ -67,6 +67,7 @@ class BlastLinear(StructuredLayer):
         self.coupling = nn.Parameter(torch.empty(A, B, r, device=device, dtype=dtype))
         self.right = nn.Parameter(torch.empty(B, r, n // B, device=device, dtype=dtype))
         self.bias = nn.Parameter(torch.empty(m, device=device, dtype=dtype)) if bias else None
+        self.chain = Chain([(A, m // A, r, 1), (1, A, B, r), (B, r, n // B, 1)])  # of U, D, V
         self.reset_parameters()
 
     @classmethod
@@ -134,15 +135,8 @@ class BlastLinear(StructuredLayer):
 
     @override
     def multiply(self, x: Num[torch.Tensor, "k n"]) -> Num[torch.Tensor, "k m"]:
-        """x @ dense().T by three products; of many rows, each reads the result of the one before without moving it."""
-        B, k = self.blocks[1], len(x)
-        if 0 < k <= FEW_ROWS:
-            z = x.reshape(k, B, -1).transpose(0, 1) @ self.right.mT  # (B, k, r)
-            z = (self.coupling[:, :, None] * z).sum(1)  # (A, k, r), through A B k r numbers
-            return (z @ self.left.mT).transpose(0, 1).reshape(k, self.out_features)
-        z = self.right @ x.T.reshape(B, self.in_features // B, len(x))  # (B, r, k)
-        z = self.coupling.permute(2, 0, 1) @ z.transpose(0, 1)  # (r, A, k)
-        return (self.left @ z.transpose(0, 1)).reshape(self.out_features, len(x)).T
+        """x @ dense().T: a product of three Kronecker-sparse factors, of which the middle one holds the couplings."""
+        return apply(x, self.chain, [self.left, self.coupling.permute(2, 0, 1), self.right])
 
     @override
     def reset_parameters(self) -> None:

@@ -7,17 +7,15 @@ from collections.abc import Mapping
 from typing import Any, final
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Num
 from torch import nn
 from typing_extensions import override
 
 from ..core import as_permutation
 from ..factorize import factorize
+from ..kernels.api import apply
 from ..structure import Chain, SparseProduct
 from .base import LARGEST, LAYERS, StructuredLayer, flag, own, uniform_
-
-FEW_ROWS = 8  # measured: above, moving the rows costs more than it saves
 
 
 @final
@@ -116,11 +114,10 @@ class StructuredLinear(StructuredLayer):
 
     @override
     def multiply(self, x: Num[torch.Tensor, "k n"]) -> Num[torch.Tensor, "k m"]:
-        """x @ dense().T, factor by factor."""
+        """x @ dense().T by the backend that `flatwing.kernels.explain` names."""
         if self.perm_in is not None:
             x = x.index_select(-1, self.perm_in)
-        for pattern, w in zip(reversed(self.chain.patterns), reversed(list(self.factors)), strict=True):
-            x = apply_rows(w, x, pattern.d, alone=len(self.chain) == 1)
+        x = apply(x, self.chain, list(self.factors))
         return x if self.perm_out is None else x.index_select(-1, self.perm_out.argsort())
 
     @override
@@ -179,25 +176,6 @@ class StructuredLinear(StructuredLayer):
 
 
 LAYERS.register("chain")(StructuredLinear)
-
-
-def apply_rows(
-    w: Num[torch.Tensor, "blocks b c"], x: Num[torch.Tensor, "k n"], d: int, alone: bool = False
-) -> Num[torch.Tensor, "k m"]:
-    """One factor applied to the rows of x: y[k, i, :, l] = w[i d + l] x[k, i, :, l]; `alone`: no neighbours.
-
-    Between factors the features come first in memory, the rows last: then the blocks of an outer factor are views. Few
-    rows, and a factor alone, are faster as they are: up to 2.5 times on a CPU.
-    """
-    blocks, b, c = w.shape
-    if blocks == 1:
-        return F.linear(x, w[0])
-    a, k = blocks // d, len(x)
-    if alone or k <= FEW_ROWS:
-        y = x.reshape(k, a, c, d).permute(1, 3, 0, 2).reshape(blocks, k, c) @ w.mT
-        return y.reshape(a, d, k, b).permute(2, 0, 3, 1).reshape(k, a * b * d)
-    y = w @ x.T.reshape(a, c, d, k).transpose(1, 2).reshape(blocks, c, k)
-    return y.reshape(a, d, b, k).transpose(1, 2).reshape(a * b * d, k).T
 
 
 def as_chain(chain: Chain | str) -> Chain:

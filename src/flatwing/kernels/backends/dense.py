@@ -9,6 +9,7 @@ import torch
 from typing_extensions import override
 
 from ...structure import SparseProduct
+from .. import native
 from ..backend import BACKENDS, Backend, Task, chain_of
 from ..cost import dense_seconds, merge_seconds
 
@@ -31,7 +32,11 @@ class Dense(Backend):
     def forward(
         self, x: torch.Tensor, factors: Sequence[torch.Tensor], depths: Sequence[int], last: bool
     ) -> torch.Tensor:
-        matrix = SparseProduct(chain_of(factors, depths), factors).dense()
+        if torch.compiler.is_compiling():  # compilers cannot follow the bookkeeping of merges
+            n = factors[-1].shape[0] * factors[-1].shape[2]
+            matrix = native.forward(torch.eye(n, dtype=x.dtype, device=x.device), factors, depths, last=True)
+        else:
+            matrix = SparseProduct(chain_of(factors, depths), factors).dense()
         return matrix @ x if last else torch.nn.functional.linear(x, matrix)
 
 
