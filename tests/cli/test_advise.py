@@ -13,7 +13,7 @@ from flatwing.kernels import wisdom
 
 FIELDS = (
     "shape chain patterns choice parameters dense_parameters density flops dense_flops dtype device machine threads "
-    "train batches wins tried verdict sentence alternatives notes"
+    "train batches wins break_even tried verdict sentence alternatives notes"
 )
 ROW = "batch backend seconds interval dense_seconds dense_interval speedup measured times"
 
@@ -50,6 +50,7 @@ def test_a_person_reads_a_table_and_a_sentence() -> None:
     row = next(line.split() for line in lines if line.strip().startswith("2,048"))
     assert row[1] == record["batches"][1]["backend"]
     assert row[-1] == "predicted"
+    assert lines[-2] == f"{'break-even':<12}batch {record['break_even']}"
     assert lines[-1] == record["sentence"]
     assert result.stderr == ""
 

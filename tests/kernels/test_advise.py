@@ -105,25 +105,30 @@ WINS = (
     "with 6.25% of the parameters."
 )
 DEPENDS = (
-    "Use the chain for batch 2 to 4 and 16, with 6.25% of the parameters; keep dense for the others (0.5x at batch 1)."
+    "Use the chain for batches from 2 to 4 and 16, with 6.25% of the parameters; "
+    "keep dense for the others (0.5x at batch 1)."
 )
 
 
 @pytest.mark.parametrize(
-    ("advice", "verdict", "sentence"),
+    ("advice", "verdict", "break_even", "sentence"),
     [
-        (made((), 0.5, 0.046), "dense", LOSES),
-        (made(((1, 16),), 2.5, 1234.5), "structure", WINS),
-        (made(((2, 4), (16, 16)), 0.5), "depends", DEPENDS),
+        (made((), 0.5, 0.046), "dense", None, LOSES),
+        (made(((1, 16),), 2.5, 1234.5), "structure", 1, WINS),
+        (made(((2, 4), (16, 16)), 0.5), "depends", 2, DEPENDS),
     ],
 )
-def test_sentence(advice: Advice, verdict: str, sentence: str) -> None:
-    assert (advice.verdict, advice.sentence) == (verdict, sentence)
+def test_sentence(advice: Advice, verdict: str, break_even: int | None, sentence: str) -> None:
+    assert (advice.verdict, advice.break_even, advice.sentence) == (verdict, break_even, sentence)
 
 
-def test_one_batch_has_its_own_sentence() -> None:
-    advice = replace(made(((4, 4),), 3.0), tried=(4,))
-    assert advice.sentence.startswith("Use the chain: at batch 4 it is faster than dense")
+def test_batches_that_were_not_measured_are_not_spoken_of() -> None:
+    one = replace(made(((4, 4),), 3.0), tried=(4,))
+    assert one.sentence.startswith("Use the chain: at batch 4 it is faster than dense (3x")
+    three = replace(made(((1, 16),), 2.0, 3.0, 4.0), tried=(1, 4, 16))
+    assert three.sentence.startswith("Use the chain: at batch 1, 4 and 16 it is faster than dense")
+    assert replace(three, wins=()).sentence.startswith("Keep dense: at batch 1, 4 and 16 it is faster than this")
+    assert replace(three, wins=((4, 16),)).sentence.startswith("Use the chain for batches 4 and 16, with")
 
 
 def test_dense_chain_loses_and_is_told_so() -> None:

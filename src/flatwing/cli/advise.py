@@ -28,7 +28,7 @@ def command(
         str, typer.Option(help="float32, float64, bfloat16, float16, complex64 or complex128.")
     ] = "float32",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    threads: Annotated[int | None, typer.Option(help="Threads on the CPU [default: those of torch].")] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads on the CPU, by default those of torch.")] = None,
     train: Annotated[bool, typer.Option("--train", help="A training step: with both gradients.")] = False,
     measure: Annotated[
         bool, typer.Option("--measure", help="Time it here, beside dense, and let later plans know.")
@@ -39,9 +39,10 @@ def command(
 ) -> None:
     """Tell whether a chain of sparse factors multiplies faster than the dense matrix, and from which batch on.
 
-    Without --chain and --budget a Monarch chain is looked at. Times are predicted by a model of this kind of machine,
-    or, with --measure, taken here in turns with dense and kept in a small file (FLATWING_WISDOM names another one) that
-    every later multiplication follows. How well a chain approximates a matrix is for flatwing factorize to tell.
+    Without --chain and --budget a Monarch chain is looked at. Times are predicted by a model, from a few rates of this
+    machine that are measured once; with --measure they are taken here and now, in turns with dense. Both are kept in a
+    small file that later multiplications follow, in the cache folder or where FLATWING_WISDOM says. How well a chain
+    approximates a matrix is for flatwing factorize to tell.
     """
     with working("measuring") as progress:
         advice = advise(
@@ -92,6 +93,7 @@ def _print(advice: Advice) -> None:
     stdout().print(_table(advice.rows))
     if len(advice.alternatives) > 1:
         stdout().print(_others(advice))
+    typer.echo(f"{'break-even':<12}{'none' if advice.break_even is None else f'batch {advice.break_even:,}'}")
     typer.echo(advice.sentence)
 
 

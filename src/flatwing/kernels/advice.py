@@ -96,17 +96,28 @@ class Advice:
         return "structure" if self.wins == ((self.tried[0], self.tried[-1]),) else "depends"
 
     @property
+    def break_even(self) -> int | None:
+        """The smallest batch that was looked at and at which the chain wins; None if it never does."""
+        return self.wins[0][0] if self.wins else None
+
+    @property
     def sentence(self) -> str:
         """The answer in words."""
-        first, last = self.tried[0], self.tried[-1]
-        every = f"at batch {first}" if first == last else f"at every batch from {first} to {last}"
         share = f"with {self.chain.density:.2%} of the parameters"
+        every = self._span(self.tried[0], self.tried[-1], "at every batch from", "at batch")
         if self.verdict == "dense":
             return f"Keep dense: {every} it is faster than this chain ({self._ratios()})."
         if self.verdict == "structure":
             return f"Use the chain: {every} it is faster than dense ({self._ratios()}), {share}."
-        where = " and ".join(f"{low} to {high}" if low < high else f"{low}" for low, high in self.wins)
-        return f"Use the chain for batch {where}, {share}; keep dense for the others ({self._ratios()})."
+        where = " and ".join(self._span(low, high, "from", "") for low, high in self.wins)
+        return f"Use the chain for batches {where}, {share}; keep dense for the others ({self._ratios()})."
+
+    def _span(self, low: int, high: int, between: str, among: str) -> str:
+        """The batches from low to high; only those that were asked for where no others were looked at."""
+        own = [batch for batch in self.tried if low <= batch <= high]
+        if len(own) > 1 and len(self.tried) > len(self.rows):
+            return f"{between} {low} to {high}".strip()
+        return f"{among} {', '.join(map(str, own[:-1]))}{' and ' * (len(own) > 1)}{own[-1]}".strip()
 
     def _ratios(self) -> str:
         shown = (self.rows[0], self.rows[-1]) if len(self.rows) > 1 else self.rows
@@ -132,6 +143,7 @@ class Advice:
             "train": self.train,
             "batches": [row.as_dict() for row in self.rows],
             "wins": [list(interval) for interval in self.wins],
+            "break_even": self.break_even,
             "tried": list(self.tried),
             "verdict": self.verdict,
             "sentence": self.sentence,

@@ -64,7 +64,7 @@ def race(task: Task, names: Sequence[str] | None = None, *, seconds: float = 0.3
         made = torch.randn(shape, generator=generator, device=task.device, dtype=task.dtype)
         return made.requires_grad_(task.train)
 
-    with _threads(task), _no_collection():
+    with _threads(task), _no_collection(), torch.set_grad_enabled(task.train):
         x, matrix = random_tensor(*((n, rows) if last else (rows, n))), random_tensor(m, n)
         factors = [random_tensor(p.blocks, p.b, p.c) for p in task.chain]
         product = SparseProduct(task.chain, factors)
@@ -123,7 +123,7 @@ def _amount(size: int | float) -> str:
 def _call(run: Callable[[], torch.Tensor], leaves: list[torch.Tensor], task: Task) -> Callable[[], object]:
     """What is timed: the product alone, or with the gradients of its leaves."""
     if not task.train:
-        return torch.no_grad()(run)
+        return run
     with torch.no_grad():
         grad = torch.ones_like(run())
     return lambda: torch.autograd.grad(run(), leaves, grad)
