@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from flatwing import Chain, SparseProduct, kernels
-from flatwing.kernels.backend import Task
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from flatwing import Chain, SparseProduct, kernels
+from flatwing.kernels.backend import Task
 from strategies import valid_chains
 
 DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128, torch.bfloat16, torch.float16)

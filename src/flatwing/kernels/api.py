@@ -12,7 +12,7 @@ from jaxtyping import Num
 from ..structure import Chain, SparseProduct
 from . import dispatch
 from .backend import BACKENDS, Layout, Task
-from .plan import Plan, merged_factors, plan_for, task_of
+from .plan import Plan, merged_factors, plan_for, plan_of
 
 LAYOUTS = ("batch-first", "batch-last")
 
@@ -89,7 +89,7 @@ def apply(
     if x.numel() == 0:
         backend = "bmm" if backend == "auto" else backend
     train = torch.is_grad_enabled() and (x.requires_grad or first.requires_grad)
-    plan = plan_for(task_of(chain, x, last, train), backend)
+    plan = plan_of(chain, x, last, train, backend)
     if plan.merged:
         chain, factors = plan.chain, merged_factors(chain, factors, plan.merged)
         depths = chain.depths
@@ -104,7 +104,12 @@ def _batched(x: torch.Tensor, product: SparseProduct, backend: str, last: bool) 
     batch, count = product.batch, prod(product.batch)
     m, n = product.chain.shape
     rows = x.shape[-1] if last else x.shape[-2]
-    flat = x.expand(*batch, *x.shape[-2:]).reshape(count, *x.shape[-2:])
+    try:
+        flat = x.expand(*batch, *x.shape[-2:]).reshape(count, *x.shape[-2:])
+    except RuntimeError:
+        raise ValueError(
+            f"the product has batch {tuple(batch)}, x has {tuple(x.shape[:-2])}. Rule: the same batch, or none."
+        ) from None
     if product.perm_in is not None:
         flat = flat.index_select(-2 if last else -1, product.perm_in)
     chain = Chain((p.a * count, p.b, p.c, p.d) for p in product.chain)

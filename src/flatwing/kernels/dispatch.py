@@ -19,12 +19,12 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from . import native
 from .backend import BACKENDS, chain_of
-from .plan import plan_for, task_of
+from .plan import plan_of
 
 _peek = torch._C._functorch.peek_interpreter_stack  # pyright: ignore[reportAttributeAccessIssue]
 _batched = torch._C._functorch.is_legacy_batchedtensor  # pyright: ignore[reportAttributeAccessIssue]
 _modes = torch._C._len_torch_dispatch_stack
-_PLAIN = (Tensor, Parameter)
+_PLAIN = {Tensor, Parameter}
 
 
 class Call(NamedTuple):
@@ -55,12 +55,12 @@ def _transformed() -> bool:
 
 def _plain(x: Tensor, factors: Sequence[Tensor]) -> bool:
     """Whether kernels may read the memory of these tensors at once, without asking torch what they are."""
-    if _modes() or _transformed() or type(x) not in _PLAIN or x.is_conj() or x.is_neg():
+    if _modes() or _transformed():
         return False
-    for w in factors:  # noqa: SIM110  # a generator takes a microsecond
-        if type(w) not in _PLAIN or w.is_conj() or w.is_neg():
-            return False
-    return True
+    tensors = (x, *factors)  # map: loops in Python take a microsecond
+    if any(map(Tensor.is_neg, tensors)) or (x.is_complex() and any(map(Tensor.is_conj, tensors))):
+        return False
+    return _PLAIN.issuperset(map(type, tensors))
 
 
 def _forward(x: Tensor, factors: Sequence[Tensor], call: Call) -> Tensor:
@@ -107,7 +107,7 @@ def resolve(
 ) -> str:
     """The backend that runs: while a model is compiled it is not known yet with how many rows it will be called."""
     chain = chain_of(factors, depths)
-    return plan_for(task_of(chain, x, last, train), backend).backend
+    return plan_of(chain, x, last, train, backend).backend
 
 
 # schemas in words: they must not depend on how annotations are evaluated

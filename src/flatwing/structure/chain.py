@@ -39,17 +39,13 @@ class Chain(ChainFamilies):
         self.depths = tuple(p.d for p in self.patterns)  # what the shapes (a*d, b, c) of the factors leave open
         if not self.patterns:
             raise ValueError("a chain needs at least one pattern, got none. Try Chain.dense(m, n).")
+        self.shape = self.patterns[0].shape[0], self.patterns[-1].shape[1]  # rows and columns of the product
         for i, (left, right) in enumerate(pairwise(self.patterns)):
             if left.shape[1] != right.shape[0]:
                 raise ValueError(
                     f"factors {i} and {i + 1} do not fit: {left} has {left.shape[1]} columns, {right} has "
                     f"{right.shape[0]} rows. Rule: a*c*d on the left = a*b*d on the right."
                 )
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Rows and columns of the product."""
-        return self.patterns[0].shape[0], self.patterns[-1].shape[1]
 
     @property
     def nnz(self) -> int:
