@@ -93,23 +93,23 @@ def test_bad_batches_are_refused() -> None:
 def test_other_things_are_refused() -> None:
     from flatwing.kernels.api import _check
 
-    with pytest.raises(TypeError, match="product is a Tensor. Rule: a SparseProduct"):
+    with pytest.raises(TypeError, match=r"product is a Tensor. Rule: a SparseProduct"):
         _check(torch.ones(4), torch.ones(4, 4), "batch-first")
-    with pytest.raises(TypeError, match="x is a list. Rule: a torch tensor"):
+    with pytest.raises(TypeError, match=r"x is a list. Rule: a torch tensor"):
         _check([1.0], P, "batch-first")
-    with pytest.raises(ValueError, match="layout is 'rows'. Rule: one of batch-first, batch-last"):
+    with pytest.raises(ValueError, match=r"layout is 'rows'. Rule: one of batch-first, batch-last"):
         _check(torch.ones(20), P, "rows")
 
 
 def test_backends_are_named() -> None:
     assert {"reference", "bmm", "dense", "numba", "triton"} <= set(kernels.list_backends())
-    with pytest.raises(ValueError, match="unknown backend 'bnm', did you mean 'bmm'"):
+    with pytest.raises(ValueError, match=r"unknown backend 'bnm', did you mean 'bmm'"):
         kernels.multiply(torch.ones(20), P, backend="bnm")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_a_named_backend_runs_or_raises() -> None:
-    with pytest.raises(ValueError, match="backend 'triton' cannot multiply this: .*Rule: a backend that supports it"):
+    with pytest.raises(ValueError, match=r"backend 'triton' cannot multiply this: .*Rule: a backend that supports it"):
         kernels.multiply(torch.ones(20), P, backend="triton")
 
 
@@ -126,5 +126,5 @@ def test_explain_takes_a_chain_or_a_product() -> None:
     )
     many = SparseProduct(Chain.butterfly(4), [torch.ones(3, 2, 2, 2)] * 2)
     assert kernels.explain(many).task.chain == Chain([(3, 2, 2, 2), (6, 2, 2, 1)])
-    with pytest.raises(ValueError, match="batch=0. Rule: at least one vector, batch=1"):
+    with pytest.raises(ValueError, match=r"batch=0. Rule: at least one vector, batch=1"):
         kernels.explain(P, batch=0)
