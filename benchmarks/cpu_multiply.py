@@ -25,18 +25,15 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 LIMITS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
 KINDS = ("dyadic", "radix4", "monarch", "rank4")
-ROUNDS, BUDGET = 3, 0.04  # seconds per contestant and round
-TOO_LONG = 25.0  # seconds per call, predicted
-TOO_LARGE = 6e9  # bytes of intermediate results, predicted
-SLOW = 0.3  # seconds per call: beyond it, contestants far behind are not called again
-TOLERANCE = 5e-5  # relative error in float32 beyond which a contestant computes something else
+BUDGET = 0.025  # seconds per contestant and round
+HUGE, HUGE_KINDS = 1 << 25, ("dyadic", "monarch")  # numbers in x: beyond, only these kinds (a matter of an hour)
 
 
 def product_of(kind: str, n: int) -> Any:
@@ -59,139 +56,11 @@ def product_of(kind: str, n: int) -> Any:
     return transforms.random_product(chain, generator=generator).to(torch.float32)
 
 
-class Definition:
-    """Result and gradients of the picked vectors, in float64: what every contestant is compared with."""
-
-    def __init__(self, case: Any, product: Any) -> None:
-        self.case, self.product = case, product
-        self.known: dict[int, list[Any]] = {}
-
-    def of(self, product: Any) -> list[Any]:
-        """The result, or the gradients for x and the factors of this product."""
-        import torch
-
-        from flatwing import SparseProduct
-
-        case = self.case
-        product = product if case.train else self.product  # merging changes the gradients, but no result
-        if id(product) not in self.known:
-            x = case.x["first"].detach()[case.pick].double()
-            factors = [w.detach().double().requires_grad_(case.train) for w in product.factors]
-            leaves = [x.requires_grad_(case.train), *factors]
-            with torch.set_grad_enabled(case.train):
-                y = (SparseProduct(product.chain, factors) @ x.mT).mT
-                found = list(torch.autograd.grad(y, leaves, case.g["first"][case.pick].double())) if case.train else [y]
-            self.known[id(product)] = [product, *found]  # kept alive, so that its id stays its own
-        return self.known[id(product)][1:]
-
-    def error(self, contestant: Any, result: Any) -> float | None:
-        """Largest relative error of what the contestant returned; None for landmarks."""
-        import torch
-
-        if contestant.product is None:
-            return None
-        parts = [torch.as_tensor(p).detach() for p in (result if isinstance(result, tuple) else (result,))]
-        first = parts[0] if contestant.layout == "first" else parts[0].mT
-        found = [first[self.case.pick], *parts[1:]]
-        expected = self.of(contestant.product)
-        if contestant.row == "F.linear":
-            found, expected = found[:1], expected[:1]
-        return max(float((f.double() - e).norm() / e.norm()) for f, e in zip(found, expected, strict=True))
-
-
-def calls(run: Callable[[], Any], seconds: float, most: int = 1000) -> dict[str, float]:
-    """Best wall-clock time of repeated calls, and how busy the process was."""
-    best, count = float("inf"), 0
-    begin, cpu = time.perf_counter(), time.process_time()
-    while True:
-        start = time.perf_counter()
-        result = run()
-        end = time.perf_counter()
-        del result
-        best, count = min(best, end - start), count + 1
-        if end - begin >= seconds or count >= most:
-            return {"seconds": best, "calls": count, "wall": end - begin, "cpu": time.process_time() - cpu}
-
-
-class Contest:
-    """All contestants of one case (size, batch, mode, threads), for all kinds of products."""
-
-    def __init__(self, case: Any, history: dict[Any, tuple[int, float]], budget: float) -> None:
-        self.case, self.history, self.budget = case, history, budget
-        self.entries: dict[tuple[str, str], dict[str, Any]] = {}  # (kind, row) -> what is reported
-        self.runs: dict[tuple[str, str], Any] = {}
-
-    def enter(self, kind: str, contestants: Iterable[Any], definition: Definition) -> None:
-        """Check and time each contestant for a few calls; of the variants of a row the fastest stays."""
-        iterator = iter(contestants)
-        while True:
-            try:
-                contestant = next(iterator, None)
-            except Exception as problem:
-                self.entries[kind, "preparation"] = {"failed": f"{type(problem).__name__}: {problem}"[:200]}
-                return
-            if contestant is None:
-                return
-            self._enter(kind, contestant, definition)
-
-    def _enter(self, kind: str, contestant: Any, definition: Definition) -> None:
-        case, key = self.case, (kind, contestant.row)
-        best = self.entries.get(key, {}).get("seconds", float("inf"))
-        id_ = (kind, contestant.row, contestant.variant if "runs" in contestant.variant else "", case.train)
-        rows, before = self.history.get(id_, (1, 0.0))
-        predicted = before * case.rows / rows if rows >= 16 else 0.0  # few rows cost as much as one
-        size = 4.0 * case.n * case.rows * (4 + (contestant.factors if case.train else 3))
-        if predicted > 3 * best and predicted > 0.05:
-            return  # another variant of this row is faster
-        if contestant.hopeless:
-            self.entries.setdefault(key, {"skipped": contestant.hopeless})
-            return
-        if predicted > TOO_LONG or size > TOO_LARGE:
-            why = f"about {predicted:.0f} s per call" if predicted > TOO_LONG else f"about {size / 1e9:.0f} GB"
-            self.entries.setdefault(key, {"skipped": why})
-            return
-        try:
-            start = time.perf_counter()
-            result = contestant.run()
-            first = time.perf_counter() - start
-            error = definition.error(contestant, result)
-            del result
-            if error is not None and not error <= TOLERANCE:
-                self.entries[kind, f"{contestant.row} {contestant.variant}".strip()] = {"wrong": error}
-                return
-            once = contestant.row != "compiled bmm"  # whose first call compiles
-            if first > 3 * SLOW and once:
-                entry = {"seconds": first, "calls": 1, "wall": first, "cpu": first}
-            else:
-                entry = calls(contestant.run, self.budget / 2, most=50)
-        except Exception as problem:
-            self.entries.setdefault(key, {"failed": f"{type(problem).__name__}: {problem}"[:200]})
-            return
-        self.history[id_] = (case.rows, entry["seconds"])
-        if entry["seconds"] < best:
-            self.entries[key] = {**entry, "variant": contestant.variant, "error": error}
-            self.runs[key] = contestant
-
-    def race(self) -> None:
-        """Rounds of all rows in turn."""
-        for _ in range(ROUNDS):
-            for (kind, row), contestant in self.runs.items():
-                entry = self.entries[kind, row]
-                leader = min(e["seconds"] for (k, _), e in self.entries.items() if k == kind and "seconds" in e)
-                if entry["seconds"] > SLOW and (entry["seconds"] > 3 * leader or entry["seconds"] > 10 * SLOW):
-                    continue
-                if entry["seconds"] < self.budget / 10:
-                    contestant.run()  # the others emptied the caches
-                more = calls(contestant.run, self.budget)
-                entry["seconds"] = min(entry["seconds"], more["seconds"])
-                for name in ("calls", "wall", "cpu"):
-                    entry[name] += more[name]
-
-
 def contests(n: int, options: dict[str, Any], threads: int) -> Iterator[dict[str, Any]]:
     """All cases of one size; one row per kind and case."""
     import peers
     import torch
+    from cpu_multiply_contest import TOO_LONG, Contest, Definition
 
     products = {kind: product_of(kind, n) for kind in options["kinds"]}
     base = next(iter(products.values()))
@@ -214,9 +83,10 @@ def contests(n: int, options: dict[str, Any], threads: int) -> Iterator[dict[str
                 case.g = {"first": g, "last": g.mT.contiguous()}
             contest = Contest(case, history, options["budget"])
             definitions = {kind: Definition(case, product) for kind, product in products.items()}
-            for kind, product in products.items():  # ours first: peers change global settings when imported
+            chosen = {kind: p for kind, p in products.items() if n * rows <= HUGE or kind in HUGE_KINDS}
+            for kind, product in chosen.items():  # ours first: peers change global settings when imported
                 contest.enter(kind, peers.flatwing(case, product), definitions[kind])
-            for kind, product in products.items():
+            for kind, product in chosen.items():
                 contest.enter(kind, peers.bmm(case, groups[kind]), definitions[kind])
                 contest.enter(kind, peers.lazylinop(case, groups[kind], operators[kind]), definitions[kind])
                 contest.enter(kind, peers.pyfaust(case, product, operators[kind]), definitions[kind])
@@ -233,7 +103,7 @@ def contests(n: int, options: dict[str, Any], threads: int) -> Iterator[dict[str
                 g.normal_()  # in place: only for the comparison were most of its vectors zero
             contest.race()
             shared = {row: e for (kind, row), e in contest.entries.items() if not kind}
-            for kind, product in products.items():
+            for kind, product in chosen.items():
                 methods = {row: e for (k, row), e in contest.entries.items() if k == kind} | shared
                 mode = "train" if train else "forward"
                 yield {
@@ -296,6 +166,7 @@ def child(options: dict[str, Any]) -> None:
     import lazylinop.butterfly  # noqa: F401  # it sets the number of threads when imported
     import threadpoolctl
 
+    warnings.simplefilter("ignore")  # again: it changes the filters, too
     torch.set_num_threads(threads)
     with threadpoolctl.threadpool_limits(threads):
         for n in options["sizes"]:
@@ -329,7 +200,7 @@ def main() -> None:
         name: [int(v) for v in getattr(options, name).split(",")] for name in ("sizes", "batches")
     }
     wanted |= {name: [v for v in getattr(options, name).split(",") if v] for name in ("kinds", "modes", "compiled")}
-    start, rows, calling = time.perf_counter(), [], {}
+    start, rows, calling, failed = time.perf_counter(), [], {}, False
     for threads in options.threads.split(","):
         # a wisdom file would tell the planner what it is here to predict
         env = os.environ | dict.fromkeys(LIMITS, threads) | {"FLATWING_WISDOM": os.devnull, "PYTHONWARNINGS": "ignore"}
@@ -339,8 +210,11 @@ def main() -> None:
         calling |= lines[0].get("overhead", {}) if lines else {}
         rows += lines[1:]
         if process.returncode:
+            failed = True
             print(f"error: {threads} thread(s): exit {process.returncode}; what it finished is kept", file=sys.stderr)
-    report(rows, calling, time.perf_counter() - start, quick=options.quick)
+    if rows:
+        report(rows, calling, time.perf_counter() - start, quick=options.quick)
+    sys.exit(1 if failed or not rows else 0)
 
 
 def report(rows: list[dict[str, Any]], calling: dict[str, float], seconds: float, quick: bool) -> None:
@@ -354,6 +228,7 @@ def report(rows: list[dict[str, Any]], calling: dict[str, float], seconds: float
     record = {
         "date": datetime.date.today().isoformat(), "minutes": round(seconds / 60, 1),
         "machine": {"processor": processor(), "cores": os.cpu_count(), "system": platform.system()},
+        "left_out": f"kinds other than {' and '.join(HUGE_KINDS)} where x has more than {HUGE} numbers",
         "versions": versions, "targets": found, "overhead_microseconds": calling, "rows": rows,
     }  # fmt: skip
     name = "cpu_multiply_quick" if quick else "cpu_multiply"

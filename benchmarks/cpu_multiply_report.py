@@ -196,8 +196,8 @@ def draw(rows: list[Row], path: Path) -> None:
                     if q < 1:
                         peer = fastest(r, PEERS)
                         panel.plot([at], [q], marker, color="red", markersize=6)
-                        panel.annotate(peer[0] if peer else "", (at, q), (0, -3), textcoords="offset points",
-                                       rotation=90, fontsize=6, ha="center", va="top", color="red")  # fmt: skip
+                        panel.annotate(peer[0].split()[0] if peer else "", (at, q), (0, -3), textcoords="offset points",
+                                       rotation=90, fontsize=5, ha="center", va="top", color="red")  # fmt: skip
             panel.axhline(1, color="grey", linewidth=1)
             panel.set(title=f"{kind}, {mode}", yscale="log")
             panel.set_xticks(range(len(cases)), [f"{n} x {k}" for n, k in cases], rotation=90, fontsize=6)
