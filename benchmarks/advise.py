@@ -122,7 +122,8 @@ def main() -> None:
     gc.disable()
     rows: list[dict[str, Any]] = []
     print(
-        f"{'chain':<42}{'rows':>5} {'mode':<8}{'backend':<8}{'ours, us':>10}{'dense, us':>11}{'predicted':>11}measured"
+        f"{'chain':<42}{'rows':>6} {'mode':>8}{'backend':>8}{'ours, us':>10}{'dense, us':>11}"
+        f"{'predicted':>12}{'measured':>10}"
     )
     for text, *cases in TASKS:
         chain = Chain.parse(text)
