@@ -19,6 +19,9 @@ CHAINS = [
     "(1,8,8,9)(9,8,8,1)",
     "(1,16,16,16)(16,16,16,1)",
     "(1,12,24,5)(5,24,13,1)",  # a rank of several: each block feeds several blocks of the next factor
+    "(1,16,16,8)(8,16,16,1)",  # the same, evenly: outputs of the first factor are written where the next reads them
+    "(1,9,9,8)(9,4,4,2)",  # the same with small blocks and gaps
+    "(2,19,32,2)",  # rows of weights are whole vectors, which one or two vectors of x make use of
     "(3,7,11,5)",
     "(1,3,5,4)(2,5,2,2)(4,2,7,1)",
     "(1,17,4,3)(3,4,9,1)",
@@ -76,6 +79,15 @@ def check(chain: Chain, dtype: torch.dtype, rows: int, last: bool, threads: int)
 def test_result_and_gradients_are_those_of_the_definition(text: str, dtype: torch.dtype, rows: int) -> None:
     for last in (False, True):
         check(Chain.parse(text), dtype, rows, last, threads=1)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_tiles_that_share_the_weights(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks, "HEAVY", 0)
+    for threads in (1, 2):
+        for last in (False, True):
+            check(Chain.parse("(1,64,9,2)(2,9,9,1)(1,18,70,1)"), dtype, 100, last, threads)
+            check(Chain.parse("(2,64,64,4)(8,64,64,1)"), dtype, 100, last, threads)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

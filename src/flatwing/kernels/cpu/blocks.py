@@ -21,13 +21,16 @@ SCALARS = {
     torch.complex64: np.complex64(0),
     torch.complex128: np.complex128(0),
 }
+WIDE = {dtype: vector_bytes() * (2 if dtype.is_complex else 1) for dtype in SCALARS}
+"""Bytes of a row of a tile: one vector, or one of real and one of imaginary parts."""
+
 TAGS = {
     (dtype, row): (scalar,) * (row // UNIT)
     for dtype, scalar in SCALARS.items()
-    for row in (vector_bytes() // 2, vector_bytes(), 2 * vector_bytes())
+    for row in (WIDE[dtype] // 2, WIDE[dtype])
     if row >= (2 * UNIT if dtype.is_complex else UNIT)
 }
-"""Tags of tiles, by type and bytes of a row."""
+"""Tags of tiles, by type and bytes of a row; half vectors are for few rows."""
 
 
 def unsupported_because(chain: Chain, dtype: torch.dtype, rows: int, last: bool) -> str | None:
@@ -56,26 +59,39 @@ class _Call(NamedTuple):
     """Largest b or c."""
     kept: int
     """Entries of the inputs of all factors."""
+    group: int
+    """Tiles that share each reading of the weights."""
 
 
 def _call(factors: Sequence[torch.Tensor], depths: Sequence[int]) -> _Call:
     words: array[int] = array("q")
     weights: list[torch.Tensor] = []
-    n = m = widest = inner = kept = 0
-    for i in range(len(factors) - 1, -1, -1):
-        w, d = _plain(factors[i]), depths[i]
-        if not w.is_contiguous():
-            w = w.contiguous()
+    n = m = widest = inner = kept = total = 0
+    for w, d in zip(reversed(factors), reversed(depths), strict=True):
+        if not w.is_contiguous() or w.is_complex():
+            w = _plain(w).contiguous()
         weights.append(w)
         blocks, b, c = w.shape
         words.extend((w.data_ptr(), blocks // d, b, c, d, 0))
         m, columns = blocks * b, blocks * c
-        if not n:
-            n = widest = columns
-        widest = m if m > widest else widest
-        inner = max(inner, b, c)
+        n = n or columns
+        # this runs once per factor in every call: comparisons are cheaper than max()
+        if m > widest:
+            widest = m
+        if columns > widest:
+            widest = columns
+        if b > inner:
+            inner = b
+        if c > inner:
+            inner = c
         kept += columns
-    return _Call(words, weights, n, m, widest, inner, kept)
+        total += columns * b
+    # weights that no cache near the core holds are read once per group; small blocks would make groups leave it, too
+    group = GROUP if total * weights[0].element_size() > HEAVY and inner >= 64 else 1
+    return _Call(words, weights, n, m, widest, inner, kept, group)
+
+
+GROUP, HEAVY = 6, 4 << 20
 
 
 def _plain(x: torch.Tensor) -> torch.Tensor:
@@ -92,8 +108,8 @@ def _rows(x: torch.Tensor) -> tuple[torch.Tensor, int, int]:
 
 
 def _row(dtype: torch.dtype, rows: int) -> int:
-    """Bytes of a row of a tile: whole vectors, half ones for few rows."""
-    wide = vector_bytes() * (2 if dtype.is_complex else 1)
+    """Bytes of a row of the tiles for so many rows of x."""
+    wide = WIDE[dtype]
     half = wide // 2
     return half if rows * dtype.itemsize <= half and (dtype, half) in TAGS else wide
 
@@ -106,27 +122,26 @@ def forward(
     >>> forward(torch.ones(1, 4), [torch.ones(2, 2, 2)] * 2, [2, 1], False, 1).tolist()
     [[4.0, 4.0, 4.0, 4.0]]
     """
-    call = _call(factors, depths)
+    words, _weights, n, m, widest, inner, _, group = _call(factors, depths)
     rows = x.shape[1 if last else 0]
-    y = x.new_empty((call.m, rows) if last else (rows, call.m))
+    y = x.new_empty((m, rows) if last else (rows, m))
     if rows == 0:
         return y
     dtype, item = x.dtype, x.element_size()
     x, source, x_pitch = _rows(x)
-    y_pitch = (rows if last else call.m) * item
+    y_pitch = (rows if last else m) * item
     row = _row(dtype, rows)
     width = row // item
-    group = 1
-    lines = call.inner + 2 * call.widest * group
-    spec = call.words.buffer_info()[0]
-    edge = 2 * item * max(call.n, call.m)
+    lines = row * (inner + 2 * widest * group)
+    edge = 2 * item * (n if n > m else m)
+    tag, spec, target, count = TAGS[dtype, row], words.buffer_info()[0], y.data_ptr(), len(factors)
 
     def part(start: int, stop: int) -> None:
-        tiles, _memory = workers.scratch(row * lines + 8 * width + edge + 8)
-        table = tiles + row * lines
+        tiles, _memory = workers.scratch(lines + 8 * width + edge + 8)
+        table = tiles + lines
         blocks_kernels.forward_tiles(
-            TAGS[dtype, row], spec, len(factors), source, x_pitch, y.data_ptr(), y_pitch, last, start, stop, rows,
-            table, table + 8 * width, tiles, call.widest, call.inner, group,
+            tag, spec, count, source, x_pitch, target, y_pitch, last, start, stop, rows,
+            table, table + 8 * width, tiles, widest, inner, group,
         )  # fmt: skip
 
     if threads == 1 or rows <= width:

@@ -10,9 +10,9 @@ from __future__ import annotations
 from typing import no_type_check
 
 from .blocks_memory import clear, drain, fill
-from .blocks_products import apply, run_of
+from .blocks_products import apply, apply_few, run_of
 from .simd import compiled
-from .tiles import item_bytes, row_bytes, word
+from .tiles import item_bytes, lanes, planes, row_bytes, word
 
 SPEC = 6
 """Words for each factor."""
@@ -38,6 +38,7 @@ def forward_tiles(
     dump = zeros + max(n, m) * item_bytes(tag)
     if rows % width and stop == rows:
         clear(tag, zeros, dump - zeros)
+    few = rows <= 2
     for begin in range(start, stop, width * group):
         count = min(group, (stop - begin + width - 1) // width)
         this = tiles + inner * row
@@ -52,7 +53,11 @@ def forward_tiles(
             packed, run, next_c, next_d = run > 0, 0, 0, 0
             if f + 1 < factors:
                 next_c, next_d = word(tag, at + 8 * SPEC + 24), word(tag, at + 8 * SPEC + 32)
-                run = run_of(b, c, d, word(tag, at + 8 * SPEC + 16), next_c, next_d)
+                run = 0 if few else run_of(b, c, d, word(tag, at + 8 * SPEC + 16), next_c, next_d)
+            if few and b >= 8 and c * planes(tag) >= 4 * lanes(tag) and c * planes(tag) % lanes(tag) == 0:
+                apply_few(tag, w, a, b, c, d, this, other, tiles, rows)
+                this, other = other, this
+                continue
             target = this if b == c and b <= 8 and run == 0 and not packed else other
             apply(tag, None, w, c, 1, a, b, c, d, this, packed, target, run, next_c, next_d, tiles, count, pitch)
             if target != this:

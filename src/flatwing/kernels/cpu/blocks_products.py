@@ -6,11 +6,17 @@ from typing import no_type_check
 
 from .simd import compiled
 from .tiles import (
+    copy_real,
     copy_row,
     item_bytes,
+    lanes,
+    planes,
+    real_bytes,
     row_bytes,
 )
 from .tiles_math import (
+    dots1,
+    dots8,
     product1,
     product2,
     product3,
@@ -51,6 +57,37 @@ def _block(tag, conj, w, wj, wk, x, xk, y, yj, outputs, inputs):
         product6(tag, conj, w, wj, wk, x, xk, y, yj, inputs)
     else:
         product7(tag, conj, w, wj, wk, x, xk, y, yj, inputs)
+
+
+@compiled
+@no_type_check
+def apply_few(tag, w, a, b, c, d, x, y, line, few):
+    """One factor times the first `few` vectors of a tile: weights are read as vectors, which need not be broadcast.
+
+    For blocks with whole vectors of inputs; `line` is memory for the inputs of a block. y is not x.
+    """
+    row, real, item = row_bytes(tag), real_bytes(tag), item_bytes(tag)
+    parts, step = planes(tag), lanes(tag)
+    for i in range(a):
+        for k in range(d):
+            for r in range(few):
+                source = x + (i * c * d + k) * row + r * real
+                target = y + (i * b * d + k) * row + r * real
+                for j in range(c):
+                    for p in range(parts):
+                        copy_real(tag, source + p * (row // parts), line + j * item + p * real)
+                    source += d * row
+                j = 0
+                while j < b:
+                    if b - j >= 8:
+                        dots8(tag, w + j * c * item, c, line, target, d, c * parts // step)
+                        target += 8 * d * row
+                        j += 8
+                    else:
+                        dots1(tag, w + j * c * item, c, line, target, d, c * parts // step)
+                        target += d * row
+                        j += 1
+            w += b * c * item
 
 
 @compiled
