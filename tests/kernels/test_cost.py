@@ -27,6 +27,8 @@ MEASURED = [
     ("block_diagonal(96,96,blocks=3)", 16, True, 47.6, 135),
     ("block_butterfly(1024,block=32)", 256, False, 5.53e3, 2.59e3),
     ("kronecker([(3,5),(7,9),(4,4)])", 64, True, 108, 489),
+    ("low_rank(256,256,rank=32)", 1024, False, 1373, 404),
+    ("low_rank(64,64,rank=8)", 16, False, 6.7, 20.3),
     ("butterfly(48)", 1, True, 33.8, 406),
 ]
 
@@ -124,3 +126,19 @@ def test_advice_measures_the_rates_once(monkeypatch: pytest.MonkeyPatch) -> None
     wisdom.forget()
     assert advise(64, 64, batches=[1024]).rows[0].dense_seconds < slow.rows[0].dense_seconds
     assert calls == [1], "without a file nothing is measured"
+
+
+def test_numbers_of_two_bytes_are_not_cheap_to_read() -> None:
+    wide = Task(Chain.low_rank(1024, 1024, rank=32), 1)
+    half = replace(wide, dtype=torch.bfloat16)
+    assert cost.dense_seconds(half) > cost.dense_seconds(wide), "they are brought into another form"
+    assert cost.dense_seconds(replace(half, rows=4096)) < cost.dense_seconds(replace(wide, rows=4096))
+    on_gpu = replace(wide, device="cuda"), replace(half, device="cuda")
+    assert cost.dense_seconds(on_gpu[1]) < cost.dense_seconds(on_gpu[0])
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_calling_compiled_kernels_costs_more_than_calling_torch(train: bool) -> None:
+    task = Task(Chain.butterfly(64), 1, train=train)
+    assert 0 < cost.overhead_seconds(task, native=True) < cost.overhead_seconds(task, native=False) < 5e-4
+    assert plan_for(task, "bmm").seconds > BACKENDS["bmm"].seconds(task), "a plan predicts the whole call"

@@ -52,6 +52,7 @@ WIDTHS = {
         torch.float16: 0.08,
     },
 }
+TILE = 16  # a matrix with a shorter side leaves units of the processor idle
 VIEW, RECORD = 4.5, 7.0  # calls that the views around a GEMM take, and what autograd records of one operation
 
 
@@ -94,8 +95,23 @@ def gemm_seconds(m: int, n: int, rows: int, count: int, task: Task) -> float:
     """Time of `count` products (m, n) by (n, rows), without the call: matrices packed, operations, vectors moved."""
     machine = machine_of(task)
     size = m * n * count * task.dtype.itemsize
-    read = size / machine.pack * min(1.0, rows / 4) + (size / machine.memory if size > machine.cache else 0.0)
-    return count * machine.block + read + 2 * m * n * rows * count * width_of(task) / machine.gemm
+    read = size / machine.memory if size > machine.cache else 0.0
+    if _is_converted(task):
+        read += 1.5 * size / machine.pack
+    else:  # few vectors need no packing
+        read += size / machine.pack * min(1.0, rows / 4)
+    started = count * machine.block * (2.5 if _is_converted(task) else 1)
+    return started + read + 2 * m * n * rows * count * width_of(task) / machine.gemm
+
+
+def call_seconds(task: Task, calls: int | float) -> float:
+    """Time of so many calls of torch from Python."""
+    return machine_of(task).call * calls * (2 if _is_converted(task) else 1)
+
+
+def _is_converted(task: Task) -> bool:
+    """Whether numbers are of two bytes, which the libraries of a CPU bring into another form, and choose longer."""
+    return task.device == "cpu" and task.dtype.itemsize == 2
 
 
 def factor_seconds(pattern: Pattern, task: Task) -> float:
@@ -111,7 +127,7 @@ def factor_seconds(pattern: Pattern, task: Task) -> float:
     copied = (a * b * d if d > 1 and b > 1 else 0) + (a * c * d if d > 1 and a > 1 else 0)
     ends = (b + c) * a * d
     moved = rows * (7 * ends + 4 * copied if task.train else ends + 2 * copied)
-    call = machine.call * (1 + VIEW + (5 * RECORD if task.train else 0))
+    call = call_seconds(task, 1 + VIEW + (5 * RECORD if task.train else 0))
     return call + _shared(work * (3.3 if task.train else 1) + move_seconds(moved, task), task)
 
 
@@ -131,25 +147,26 @@ def dense_seconds(task: Task) -> float:
 
 def layer_seconds(m: int, n: int, task: Task) -> float:
     """`F.linear` with an m x n matrix, for training with both gradients."""
-    rows, machine = task.rows, machine_of(task)
-    work = gemm_seconds(m, n, rows, 1, task)
+    rows = task.rows
+    work = gemm_seconds(max(m, TILE), max(n, TILE), rows, 1, task)
+    ends = (m + n) * rows
     if not task.train:
-        return machine.call + _shared(work, task) + _fresh(m * rows, task)
-    # the gradient of the weights is written, the vectors are read once more
-    work = 3 * work + move_seconds(m * n + 3 * (m + n) * rows, task)
+        return call_seconds(task, 1) + _shared(work + move_seconds(ends, task), task) + _fresh(m * rows, task)
+    # the gradient of the weights is written; the vectors are read once more, and turned
+    work = 3 * work + move_seconds(m * n + 5 * ends, task)
     fresh = sum(_fresh(size, task) for size in (m * n, m * rows, n * rows))
-    return machine.call * (1 + 2 * RECORD) + _shared(work, task) + fresh
+    return call_seconds(task, 1 + 2 * RECORD) + _shared(work, task) + fresh
 
 
 def overhead_seconds(task: Task, native: bool) -> float:
     """What `multiply` adds to every backend: checks, the plan, and what autograd records of compiled kernels."""
     machine = machine_of(task)
     if native:
-        return 3.5 * machine.call
-    return 6 * machine.call + (8 * RECORD * machine.call if task.train else 0.0)
+        return 2.5 * machine.call
+    return 5.5 * machine.call + (9 * RECORD * machine.call if task.train else 0.0)
 
 
-def _shared(work: float, task: Task) -> float:
+def _shared(work: int | float, task: Task) -> float:
     """Time of work that threads share; waking them takes a while."""
     if task.device != "cpu" or task.threads == 1:
         return work
