@@ -27,6 +27,7 @@ from flatwing.structure import Pattern
 
 TABLE = Path(tiles.__file__).with_name("tiles.json")
 ROWS = 4096
+ODD_STACK = 64  # bytes; the assembler itself gives up a few registers where it likes another program better
 # rows, outs, ins, depth, middle, warps, stages
 FLAT = [
     (rows, outs, ins, 1, 1, warps, 2 if ins == 16 else 3)
@@ -34,7 +35,8 @@ FLAT = [
         *((16, 32, 32, 4), (16, 64, 64, 4), (16, 128, 64, 4), (32, 32, 32, 4), (32, 64, 64, 4), (64, 16, 16, 4)),
         *((64, 16, 64, 4), (64, 32, 32, 4), (64, 64, 16, 4), (64, 64, 32, 4), (64, 64, 64, 4), (128, 16, 16, 4)),
         *((128, 16, 64, 4), (128, 32, 32, 4), (128, 64, 16, 8), (128, 64, 32, 4), (128, 64, 64, 4)),
-        *((128, 128, 16, 8), (128, 128, 32, 8), (128, 128, 64, 8)),
+        *((128, 128, 16, 8), (128, 128, 32, 8), (128, 128, 64, 8), (32, 32, 16, 4), (32, 64, 16, 4), (64, 32, 16, 4)),
+        *((64, 64, 16, 8), (64, 64, 32, 8), (128, 32, 16, 8), (128, 32, 32, 8), (128, 64, 32, 8)),
     )
 ]
 DEEP = [
@@ -124,17 +126,18 @@ def launches(kind: str, tile: Tile, dtype: torch.dtype, even: bool) -> Iterator[
 
 
 def checked(numbers: str, kind: str, tile: Tile) -> list[Any] | None:
-    """The entry of the table, or None if the tile spills or is too large."""
+    """The entry of the table, or None if the tile spills, or is too large, on the newest GPU."""
     torch.set_float32_matmul_precision("high" if numbers == "tf32" else "highest")
-    shared, only_even = 0, False
-    for even in (True, False):
-        for one in launches(kind, tile, torch.bfloat16 if numbers == "half" else torch.float32, even):
-            for capability, limit in ahead.SHARED_LIMIT.items():
-                found = ahead.compile_for(capability, one)
-                if found.shared > limit or (even and found.stack):
-                    return None
-                shared, only_even = max(shared, found.shared), only_even or found.stack > 0
-    return [*dataclasses.astuple(tile)[:-2], only_even, shared]
+    dtype = torch.bfloat16 if numbers == "half" else torch.float32
+    oldest, only_even, shared = 90, False, 0
+    for capability in (90, 80):
+        fits = [ahead.compile_for(capability, one) for one in launches(kind, tile, dtype, even=True)]
+        if any(found.stack or found.shared > ahead.SHARED_LIMIT[capability] for found in fits):
+            break
+        odd = [ahead.compile_for(capability, one) for one in launches(kind, tile, dtype, even=False)]
+        only_even = only_even or any(found.stack > ODD_STACK for found in odd)
+        oldest, shared = capability, max(shared, *(found.shared for found in fits + odd))
+    return [*dataclasses.astuple(tile)[:-3], only_even, oldest, shared] if shared else None
 
 
 def main() -> None:
@@ -155,9 +158,10 @@ def main() -> None:
                 print("left out:", numbers, kind, tile, flush=True)
             else:
                 entries.append(entry)
+    text = json.dumps(table, indent=1)
+    text = re.sub(r"\[\s+(\"\w+\",[^]]*?)\s+\]", lambda match: "[" + re.sub(r"\s+", " ", match[1]) + "]", text)
     with replacing(TABLE) as temporary:
-        lines = json.dumps(table, indent=1)
-        temporary.write_text(re.sub(r"\s+(?=-?\d|\]\,?\n   \[|\](?:,|$))", " ", lines) + "\n", encoding="utf-8")
+        temporary.write_text(text + "\n", encoding="utf-8")
     print({numbers: {kind: len(entries) for kind, entries in kinds.items()} for numbers, kinds in table.items()})
 
 

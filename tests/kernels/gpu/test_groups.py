@@ -1,7 +1,10 @@
 """Which factors go together in one launch, and what that should take."""
 
+import torch
+
+from flatwing.kernels.backend import Task
 from flatwing.kernels.gpu.device import Device
-from flatwing.kernels.gpu.groups import backward_seconds, grouped, runs
+from flatwing.kernels.gpu.groups import backward_seconds, grouped, merges, runs
 from flatwing.structure import Chain, Pattern
 
 H100 = Device()
@@ -44,3 +47,28 @@ def test_runs_cover_the_chain_from_the_right() -> None:
 
 def test_one_factor_is_one_launch() -> None:
     assert grouped((Pattern(1, 3, 5, 7),), 1, "single", False, H100)[1] == (1,)
+
+
+def merged(chain: Chain, rows: int) -> tuple[int, ...]:
+    return merges(Task(chain, rows, torch.bfloat16, "cuda"), H100)
+
+
+def test_tiny_blocks_are_merged_to_a_pair_for_many_rows() -> None:
+    chain, rows = Chain.butterfly(4096), 1 << 16
+    short = chain.merged(merged(chain, rows))
+    assert len(short) <= 4
+    assert sizes(short, rows)[0] == 2
+    assert (
+        grouped(short.patterns, rows, "half", False, H100)[0]
+        < grouped(chain.patterns, rows, "half", False, H100)[0] / 5
+    )
+    assert len(chain.T) - len(merged(chain.T, rows)) <= 4, "the dual flavour, too"
+    assert merged(chain, 16) == (), "merging costs more than it saves"
+
+
+def test_large_blocks_stay() -> None:
+    assert merged(Chain.parse("(1,32,32,32)(32,32,32,1)"), 4096) == ()
+
+
+def test_what_is_not_chainable_stays() -> None:
+    assert merged(Chain.parse("(1,6,6,6)(4,9,9,1)"), 4096) == ()

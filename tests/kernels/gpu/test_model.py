@@ -1,6 +1,7 @@
 """Choice of tiles: there always is one, it fits the device, and it is the kind that memory likes."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -61,7 +62,7 @@ def test_a_pair_is_fused_only_where_it_reads_in_runs() -> None:
 
 
 def test_a_pair_holds_all_of_its_middle() -> None:
-    for blocks in (2, 16, 33, 64):
+    for blocks in (2, 16, 32, 64):
         chosen = pair_choices(Pattern(1, 32, blocks, 32), Pattern(blocks, 32, 32, 1), 4096, "half", False, H100)
         assert chosen
         assert all(blocks <= choice.tile.middle < max(2 * blocks, 17) for choice in chosen)
@@ -89,4 +90,28 @@ def test_without_a_gpu_the_model_speaks_of_an_h100(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     device_of.cache_clear()
     assert device_of(None) == H100
+    device_of.cache_clear()
+
+
+def test_rates_follow_what_the_device_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = {
+        "major": 9,
+        "minor": 0,
+        "multi_processor_count": 132,
+        "clock_rate": 1_980_000,
+        "memory_clock_rate": 2_619_000,
+        "memory_bus_width": 5120,
+        "shared_memory_per_block_optin": 227 * 1024,
+    }
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(**said))
+    device_of.cache_clear()
+    found = device_of(0)
+    assert found.memory == pytest.approx(H100.memory, rel=0.02)
+    assert found.half == pytest.approx(H100.half, rel=0.1)
+    assert found.single == pytest.approx(H100.single, rel=0.1)
+    assert (found.capability, found.shared, found.cache) == (H100.capability, H100.shared, pytest.approx(H100.cache))
+    said |= {"major": 12, "clock_rate": 0, "memory_bus_width": 0}  # newer than the table, and it says nothing
+    device_of.cache_clear()
+    assert device_of(0).memory == H100.memory
+    assert device_of(0).half > 0
     device_of.cache_clear()

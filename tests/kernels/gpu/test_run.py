@@ -10,7 +10,7 @@ from flatwing.structure import Chain
 from kernels.gpu.kit import TOLERANCE, Modules, error, gradients, product, values, vectors
 
 CHAINS = [
-    Chain.parse("(1,16,8,16)(8,16,16,1)"),  # fused
+    Chain.parse("(1,16,16,16)(16,16,16,1)"),  # fused
     Chain.butterfly(12),  # tiny blocks
     Chain.parse("(2,5,6,7)(6,14,3,1)").T,  # odd sizes, rank 2, the dual flavour
 ]

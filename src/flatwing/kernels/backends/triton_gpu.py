@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from ..backend import BACKENDS, Backend, Gradients, Task
 from ..gpu.device import device_of
-from ..gpu.groups import backward_seconds, grouped
+from ..gpu.groups import backward_seconds, grouped, merges
 from ..gpu.tiles import arithmetic
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -27,6 +27,8 @@ class TritonGPU(Backend):
     def unsupported_because(self, task: Task) -> str | None:
         if task.device != "cuda":
             return f"only for CUDA devices, not {task.device}"
+        if torch.version.hip is not None:
+            return "only for CUDA devices of NVIDIA: on ROCm its kernels were never compiled"
         if task.dtype not in DTYPES:
             return f"only for {', '.join(str(t).removeprefix('torch.') for t in DTYPES)}"
         if not _installed():
@@ -40,6 +42,10 @@ class TritonGPU(Backend):
         last, numbers = task.layout == "batch-last", arithmetic(task.dtype)
         setup = (task.chain.patterns, max(task.rows, 1), numbers, last, device_of(None))
         return grouped(*setup)[0] + (backward_seconds(*setup) if task.train else 0.0)
+
+    def merges(self, task: Task) -> tuple[int, ...]:
+        """The splits (1-based) whose sides should be multiplied together first: see `groups.merges`."""
+        return merges(task, device_of(None))
 
     @override
     def forward(

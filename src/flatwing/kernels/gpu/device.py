@@ -48,7 +48,7 @@ def device_of(index: int | None) -> Device:
     capability = (properties.major, properties.minor)
     known = max((c for c in PER_CYCLE if c <= capability), default=min(PER_CYCLE))
     tensor, plain = PER_CYCLE[known]
-    cycles = properties.multi_processor_count * 1e3 * getattr(properties, "clock_rate", 1.7e6)  # kHz
+    cycles = properties.multi_processor_count * 1e3 * (getattr(properties, "clock_rate", 0) or 1.7e6)  # kHz
     # two transfers per cycle of the memory clock (kHz)
     wires = 2e3 * getattr(properties, "memory_clock_rate", 0) * getattr(properties, "memory_bus_width", 0) / 8
     return Device(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import final
 
 from ...structure import Pattern
@@ -37,6 +38,7 @@ class Geometry:
     """Steps of i, k, g, s."""
 
 
+@lru_cache(maxsize=1024)
 def geometry(left: Pattern, right: Pattern) -> Geometry | None:
     """How the product left * right (right is applied first) is fused; None unless it or its transpose is chainable.
 

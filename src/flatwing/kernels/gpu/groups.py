@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import lru_cache
 
-from ...structure import Pattern
+from ...structure import Chain, Pattern
+from .. import cost
+from ..backend import Task
 from .device import Device
 from .model import factor_choices, pair_choices, weights_choices
-from .tiles import Arithmetic
+from .tiles import Arithmetic, arithmetic
 
 Patterns = tuple[Pattern, ...]
 
@@ -55,3 +57,39 @@ def runs(sizes: tuple[int, ...], length: int) -> Iterator[tuple[int, int]]:
     for size in sizes:
         yield end - size, end - 1
         end -= size
+
+
+@lru_cache(maxsize=1024)
+def merges(task: Task, device: Device) -> tuple[int, ...]:
+    """The splits (1-based) at which merging neighbours first makes these kernels fastest, the merging included.
+
+    Many factors of tiny blocks are many passes over memory; merged to blocks that fill a tensor core they are few, and
+    the last two of them one. The shortest way through the chain over runs of factors and pairs of runs; O(L^3) looks
+    at the table of tiles. A chain that is not chainable, nor its transpose, is left as it is.
+    """
+    chain, setup = task.chain, (max(task.rows, 1), arithmetic(task.dtype), task.layout == "batch-last", device)
+    if not (chain.chainable or chain.T.chainable):
+        return ()
+
+    def run(lo: int, hi: int) -> tuple[float, Pattern]:
+        if hi - lo == 1:
+            return 0.0, chain.patterns[lo]
+        part = Chain(chain.patterns[lo:hi])
+        whole = part.pattern if part.chainable else part.T.pattern.T
+        return cost.merge_seconds(task, chain.patterns[lo:hi]), whole
+
+    spans = {(lo, hi): run(lo, hi) for hi in range(1, len(chain) + 1) for lo in range(hi)}
+    best: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]
+    for hi in range(1, len(chain) + 1):
+        options = []
+        for middle in range(hi):
+            inside, right = spans[middle, hi]
+            once = factor_choices(right, *setup)[0].seconds
+            options.append((best[middle][0] + inside + once, (*best[middle][1], *range(middle + 1, hi))))
+            for lo in range(middle):
+                more, left = spans[lo, middle]
+                for once, _ in pair_choices(left, right, *setup)[:1]:
+                    both = (*best[lo][1], *range(lo + 1, middle), *range(middle + 1, hi))
+                    options.append((best[lo][0] + more + inside + once, both))
+        best.append(min(options))
+    return best[-1][1]

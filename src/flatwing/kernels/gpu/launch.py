@@ -98,7 +98,8 @@ def _options(kernel: Any, dtype: torch.dtype, tile: Tile, **sizes: int) -> dict[
 
 
 def _strides(w: torch.Tensor, steps: Sequence[tuple[int, int, int]]) -> list[int]:
-    return [sum(n * stride for n, stride in zip(step, w.stride(), strict=True)) for step in steps]
+    block, row, column = w.stride()
+    return [i * block + j * row + k * column for i, j, k in steps]
 
 
 def _parts(x: torch.Tensor, y: torch.Tensor, height: int, work: int) -> list[tuple[torch.Tensor, torch.Tensor]]:

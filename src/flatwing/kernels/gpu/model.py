@@ -101,9 +101,7 @@ def pair_choices(
     found = []
     for tile in table("pair", numbers):
         odd = any(n % 16 for n in (shape.inputs, shape.middle, shape.groups, shape.outputs))
-        if tile.shared > device.shared or (tile.even and odd and not last):
-            continue
-        if not tile.middle / 2 < max(shape.middle, 9) <= tile.middle:
+        if not (_suits(tile, odd, last, device) and tile.middle / 2 < max(shape.middle, 9) <= tile.middle):
             continue
         cost = Cost(
             programs=pieces(rows, tile.rows) * pieces(shape.groups, tile.depth) * shape.outer,
@@ -128,13 +126,19 @@ def _pair_elements(shape: Geometry, tile: Tile, size: int, last: bool) -> float:
 
 
 def _fits(tile: Tile, b: int, c: int, d: int, blocks: int, last: bool, device: Device) -> bool:
-    if tile.shared > device.shared or (tile.even and not last and (b % 16 or c % 16 or (d > 1 and d % 16))):
+    if not _suits(tile, any(n % 16 for n in (b, c, *((d,) if d > 1 else ()))), last, device):
         return False
     if tile.kernel == "deep":
         return d > 1 and not last and tile.depth < 2 * d
     if tile.kernel == "tiny":  # without tensor cores: only where these would multiply padding
         return min(b, c) < 16 and tile.outs < 2 * b
     return True
+
+
+def _suits(tile: Tile, odd: bool, last: bool, device: Device) -> bool:
+    """Whether it fits the device without spilling; devices before sm_80 take what sm_80 takes."""
+    major, minor = max(device.capability, (8, 0))
+    return tile.shared <= device.shared and tile.oldest <= 10 * major + minor and not (tile.even and odd and not last)
 
 
 def _waste(tile: Tile, d: int, c: int, size: int, last: bool) -> float:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from ...structure import Pattern
+from ..backend import chain_of
 from .device import Device, device_of
 from .geometry import geometry
 from .groups import grouped, runs
@@ -19,7 +20,7 @@ from .tune import tile_for
 def forward(x: torch.Tensor, factors: Sequence[torch.Tensor], depths: Sequence[int], last: bool) -> torch.Tensor:
     """x (rows, n) times the transposed product, (rows, m); both are views of columns if `last`."""
     setup = _setup(x, last)
-    patterns = _patterns(factors, depths)
+    patterns = chain_of(factors, depths).patterns
     for lo, hi in runs(grouped(patterns, *setup)[1], len(patterns)):
         if lo == hi:
             x = apply(x, factors[lo], patterns[lo], last)
@@ -37,7 +38,7 @@ def backward(
     need_x: bool = True,
 ) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
     """Gradients for x (if needed) and the factors. Nothing was saved: the inputs of the factors are computed again."""
-    patterns = _patterns(factors, depths)
+    patterns = chain_of(factors, depths).patterns
     inputs = [x]  # of the factors, that of the last factor first
     for w, pattern in list(zip(factors, patterns, strict=True))[:0:-1]:
         inputs.append(apply(inputs[-1], w, pattern, last))
@@ -114,10 +115,6 @@ def weights_gradient(x: torch.Tensor, grad: torch.Tensor, pattern: Pattern, last
 def _setup(x: torch.Tensor, last: bool) -> tuple[int, Arithmetic, bool, Device]:
     """Rows, rounded up to a power of two so that few different choices are made; arithmetic; layout; device."""
     return 1 << (max(len(x), 1) - 1).bit_length(), arithmetic(x.dtype), last, device_of(x.device.index)
-
-
-def _patterns(factors: Sequence[torch.Tensor], depths: Sequence[int]) -> tuple[Pattern, ...]:
-    return tuple(Pattern(len(w) // d, w.shape[1], w.shape[2], d) for w, d in zip(factors, depths, strict=True))
 
 
 def _new(x: torch.Tensor, m: int, last: bool) -> torch.Tensor:
