@@ -59,8 +59,8 @@ class _Call(NamedTuple):
     """Largest b or c."""
     kept: int
     """Entries of the inputs of all factors."""
-    group: int
-    """Tiles that share each reading of the weights."""
+    heavy: bool
+    """Whether tiles had better share each reading of the weights."""
 
 
 def _call(factors: Sequence[torch.Tensor], depths: Sequence[int]) -> _Call:
@@ -86,12 +86,25 @@ def _call(factors: Sequence[torch.Tensor], depths: Sequence[int]) -> _Call:
             inner = c
         kept += columns
         total += columns * b
-    # weights that no cache near the core holds are read once per group; small blocks would make groups leave it, too
-    group = GROUP if total * weights[0].element_size() > HEAVY and inner >= 64 else 1
-    return _Call(words, weights, n, m, widest, inner, kept, group)
+    # small blocks do not share: between two blocks, tiles would leave the caches
+    heavy = total * weights[0].element_size() > HEAVY and inner >= 64
+    return _Call(words, weights, n, m, widest, inner, kept, heavy)
 
 
-GROUP, HEAVY = 6, 4 << 20
+HEAVY = 4 << 20
+"""Bytes of weights that caches near the core do not hold."""
+
+SHARERS, NEIGHBOURS = 6, 8
+"""Tiles that share heavy weights; tiles of a batch-last matrix that are read together, several lines of each row."""
+
+TILES = 12 << 20
+"""Bytes of tiles in work, at most, unless one is larger."""
+
+
+def _group(call: _Call, rows: int, row: int, width: int, last: bool) -> int:
+    """Tiles to read and write at once, and so to keep."""
+    wanted = NEIGHBOURS if last else SHARERS if call.heavy else 1
+    return max(1, min(wanted, -(-rows // width), TILES // (2 * row * call.widest)))
 
 
 def _plain(x: torch.Tensor) -> torch.Tensor:
@@ -122,7 +135,8 @@ def forward(
     >>> forward(torch.ones(1, 4), [torch.ones(2, 2, 2)] * 2, [2, 1], False, 1).tolist()
     [[4.0, 4.0, 4.0, 4.0]]
     """
-    words, _weights, n, m, widest, inner, _, group = _call(factors, depths)
+    call = _call(factors, depths)
+    words, _, n, m, widest, inner, _, heavy = call
     rows = x.shape[1 if last else 0]
     y = x.new_empty((m, rows) if last else (rows, m))
     if rows == 0:
@@ -132,6 +146,7 @@ def forward(
     y_pitch = (rows if last else m) * item
     row = _row(dtype, rows)
     width = row // item
+    group = _group(call, rows, row, width, last)
     lines = row * (inner + 2 * widest * group)
     edge = 2 * item * (n if n > m else m)
     tag, spec, target, count = TAGS[dtype, row], words.buffer_info()[0], y.data_ptr(), len(factors)
@@ -141,7 +156,7 @@ def forward(
         table = tiles + lines
         blocks_kernels.forward_tiles(
             tag, spec, count, source, x_pitch, target, y_pitch, last, start, stop, rows,
-            table, table + 8 * width, tiles, widest, inner, group,
+            table, table + 8 * width, tiles, widest, inner, group, heavy,
         )  # fmt: skip
 
     if threads == 1 or rows <= width:

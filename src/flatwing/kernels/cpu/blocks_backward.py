@@ -166,7 +166,7 @@ def backward_tiles(
         other = this + widest * row
         inputs = other + widest * row
         if need_factors:
-            fill(tag, x, x_pitch, last, n, begin, rows, inputs, table, zeros)
+            fill(tag, x, x_pitch, last, n, begin, rows, inputs, 1, 0, table, zeros)
             for f in range(factors - 1):
                 at = spec + 8 * SPEC * f
                 w, a, b = word(tag, at), word(tag, at + 8), word(tag, at + 16)
@@ -174,7 +174,7 @@ def backward_tiles(
                 outputs = inputs + a * c * d * row
                 apply(tag, None, w, c, 1, a, b, c, d, inputs, False, outputs, 0, 0, 0, tiles, 1, 0)
                 inputs = outputs
-        fill(tag, g, g_pitch, last, m, begin, rows, this, table, zeros)
+        fill(tag, g, g_pitch, last, m, begin, rows, this, 1, 0, table, zeros)
         for back in range(factors):
             f = factors - 1 - back
             at = spec + 8 * SPEC * f
@@ -191,4 +191,4 @@ def backward_tiles(
                 if target != this:
                     this, other = other, this
         if need_x:
-            drain(tag, this, y, y_pitch, last, n, begin, rows, table, dump)
+            drain(tag, this, y, y_pitch, last, n, begin, rows, 1, 0, table, dump)

@@ -20,14 +20,59 @@ SPEC = 6
 
 @compiled
 @no_type_check
+def _through(tag, spec, factors, this, other, count, pitch, gathered, few):
+    """`count` tiles through all factors; the address of the first result, `this` or `other`.
+
+    With `few` > 0 only so many vectors of a tile matter.
+    """
+    run = 0
+    for f in range(factors):
+        at = spec + 8 * SPEC * f
+        w, a, b = word(tag, at), word(tag, at + 8), word(tag, at + 16)
+        c, d = word(tag, at + 24), word(tag, at + 32)
+        packed, run, next_c, next_d = run > 0, 0, 0, 0
+        if few and b >= 8 and c * planes(tag) >= 4 * lanes(tag) and c * planes(tag) % lanes(tag) == 0:
+            apply_few(tag, w, a, b, c, d, this, other, gathered, few)
+            this, other = other, this
+            continue
+        if f + 1 < factors and not few:
+            after = at + 8 * SPEC
+            next_c, next_d = word(tag, after + 24), word(tag, after + 32)
+            run = run_of(b, c, d, word(tag, after + 16), next_c, next_d)
+        target = this if b == c and b <= 8 and run == 0 and not packed else other
+        apply(tag, None, w, c, 1, a, b, c, d, this, packed, target, run, next_c, next_d, gathered, count, pitch)
+        if target != this:
+            this, other = other, this
+    return this
+
+
+@compiled
+@no_type_check
 def forward_tiles(
-    tag, spec, factors, x, x_pitch, y, y_pitch, last, start, stop, rows, table, zeros, tiles, widest, inner, group
+    tag,
+    spec,
+    factors,
+    x,
+    x_pitch,
+    y,
+    y_pitch,
+    last,
+    start,
+    stop,
+    rows,
+    table,
+    zeros,
+    tiles,
+    widest,
+    inner,
+    group,
+    shared,
 ):
     """Vectors start ... stop - 1 of x, of `rows` vectors, through all factors into y.
 
-    A `group` of tiles shares each reading of the weights. Memory: `table` holds an address for each vector of a tile,
-    `zeros` two times the longest vector of x or y (the first half zeros), `tiles` `inner` rows of a tile and two times
-    `widest` rows for each tile of a group.
+    Tiles are read and written in groups; those of a group go through the factors together if weights are `shared`, else
+    one by one. Memory: `table` holds an address for each vector of a tile, `zeros` two times the longest vector of x or
+    y (the first half zeros), `tiles` `inner` rows of a tile and two times `widest` rows for each tile of a group.
     """
     row = row_bytes(tag)
     width = row // item_bytes(tag)
@@ -38,29 +83,17 @@ def forward_tiles(
     dump = zeros + max(n, m) * item_bytes(tag)
     if rows % width and stop == rows:
         clear(tag, zeros, dump - zeros)
-    few = rows <= 2
+    few = rows if rows <= 2 else 0
+    this = tiles + inner * row
+    other = this + group * pitch
     for begin in range(start, stop, width * group):
         count = min(group, (stop - begin + width - 1) // width)
-        this = tiles + inner * row
-        other = this + group * pitch
-        for t in range(count):
-            fill(tag, x, x_pitch, last, n, begin + t * width, rows, this + t * pitch, table, zeros)
-        run = 0
-        for f in range(factors):
-            at = spec + 8 * SPEC * f
-            w, a, b = word(tag, at), word(tag, at + 8), word(tag, at + 16)
-            c, d = word(tag, at + 24), word(tag, at + 32)
-            packed, run, next_c, next_d = run > 0, 0, 0, 0
-            if f + 1 < factors:
-                next_c, next_d = word(tag, at + 8 * SPEC + 24), word(tag, at + 8 * SPEC + 32)
-                run = 0 if few else run_of(b, c, d, word(tag, at + 8 * SPEC + 16), next_c, next_d)
-            if few and b >= 8 and c * planes(tag) >= 4 * lanes(tag) and c * planes(tag) % lanes(tag) == 0:
-                apply_few(tag, w, a, b, c, d, this, other, tiles, rows)
-                this, other = other, this
-                continue
-            target = this if b == c and b <= 8 and run == 0 and not packed else other
-            apply(tag, None, w, c, 1, a, b, c, d, this, packed, target, run, next_c, next_d, tiles, count, pitch)
-            if target != this:
-                this, other = other, this
-        for t in range(count):
-            drain(tag, this + t * pitch, y, y_pitch, last, m, begin + t * width, rows, table, dump)
+        fill(tag, x, x_pitch, last, n, begin, rows, this, count, pitch, table, zeros)
+        at = this
+        if shared:
+            at = _through(tag, spec, factors, this, other, count, pitch, tiles, few)
+        else:
+            for t in range(count):
+                ahead = t * pitch
+                at = _through(tag, spec, factors, this + ahead, other + ahead, 1, pitch, tiles, few) - ahead
+        drain(tag, at, y, y_pitch, last, m, begin, rows, count, pitch, table, dump)

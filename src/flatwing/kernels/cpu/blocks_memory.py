@@ -8,6 +8,7 @@ from .simd import compiled
 from .tiles import (
     clear_row,
     copy_real,
+    item_bytes,
     join_planes,
     lanes,
     part_planes,
@@ -23,25 +24,73 @@ from .tiles import (
 
 @compiled
 @no_type_check
-def fill(tag, x, pitch, last, n, start, rows, tile, table, zeros):
-    """Read a tile: vectors start, start + 1, ... < rows, then zeros."""
-    row, real, parts = row_bytes(tag), real_bytes(tag), planes(tag)
-    item = real * parts
-    width = row // item
-    valid = min(width, rows - start)
+def fill(tag, x, pitch, last, n, start, rows, tile, count, next_tile, table, zeros):
+    """Read `count` tiles, `next_tile` bytes apart: vectors start, start + 1, ... < rows, then zeros."""
+    row, width = row_bytes(tag), row_bytes(tag) // item_bytes(tag)
     if last:
-        x += start * item
-        for _ in range(n):
-            if valid == width:
-                part_planes(tag, x, tile)
-            else:
-                clear_row(tag, tile)
-                for r in range(valid):
-                    for p in range(parts):
-                        copy_real(tag, x + r * item + p * real, tile + p * (row // parts) + r * real)
-            x += pitch
-            tile += row
+        # tiles side by side share pages, and are far more than a line: row by row through all of them
+        whole = min(count, (rows - start) // width)
+        for k in range(n):
+            source, target = x + k * pitch + start * item_bytes(tag), tile + k * row
+            for _ in range(whole):
+                part_planes(tag, source, target)
+                source += row
+                target += next_tile
+            if whole < count:
+                _part_some(tag, source, target, rows - start - whole * width)
         return
+    for t in range(count):
+        _turn_in(tag, x, pitch, n, start + t * width, rows, tile + t * next_tile, table, zeros)
+
+
+@compiled
+@no_type_check
+def drain(tag, tile, y, pitch, last, m, start, rows, count, next_tile, table, dump):
+    """Write `count` tiles: vectors start, start + 1, ... < rows; the others go to a dump."""
+    row, width = row_bytes(tag), row_bytes(tag) // item_bytes(tag)
+    if last:
+        whole = min(count, (rows - start) // width)
+        for k in range(m):
+            source, target = tile + k * row, y + k * pitch + start * item_bytes(tag)
+            for _ in range(whole):
+                join_planes(tag, source, target)
+                source += next_tile
+                target += row
+            if whole < count:
+                _join_some(tag, source, target, rows - start - whole * width)
+        return
+    for t in range(count):
+        _turn_out(tag, tile + t * next_tile, y, pitch, m, start + t * width, rows, table, dump)
+
+
+@compiled
+@no_type_check
+def _part_some(tag, source, target, valid):
+    """A row of a batch-last tensor that is shorter than a tile; zeros follow."""
+    real, parts = real_bytes(tag), planes(tag)
+    clear_row(tag, target)
+    for r in range(valid):
+        for p in range(parts):
+            copy_real(tag, source + (r * parts + p) * real, target + p * (row_bytes(tag) // parts) + r * real)
+
+
+@compiled
+@no_type_check
+def _join_some(tag, source, target, valid):
+    """The first numbers of a row of a tile, into a batch-last tensor."""
+    real, parts = real_bytes(tag), planes(tag)
+    for r in range(valid):
+        for p in range(parts):
+            copy_real(tag, source + p * (row_bytes(tag) // parts) + r * real, target + (r * parts + p) * real)
+
+
+@compiled
+@no_type_check
+def _turn_in(tag, x, pitch, n, start, rows, tile, table, zeros):
+    """Read a tile of a batch-first tensor."""
+    row, real, parts = row_bytes(tag), real_bytes(tag), planes(tag)
+    width = row // (real * parts)
+    valid = min(width, rows - start)
     # seen as real numbers, a complex matrix turns into rows of real and rows of imaginary parts
     for r in range(width):
         put_word(tag, table + 8 * r, x + (start + r) * pitch if r < valid else zeros)
@@ -63,24 +112,11 @@ def fill(tag, x, pitch, last, n, start, rows, tile, table, zeros):
 
 @compiled
 @no_type_check
-def drain(tag, tile, y, pitch, last, m, start, rows, table, dump):
-    """Write a tile: vectors start, start + 1, ... < rows; the others go to a dump."""
+def _turn_out(tag, tile, y, pitch, m, start, rows, table, dump):
+    """Write a tile of a batch-first tensor."""
     row, real, parts = row_bytes(tag), real_bytes(tag), planes(tag)
-    item = real * parts
-    width = row // item
+    width = row // (real * parts)
     valid = min(width, rows - start)
-    if last:
-        y += start * item
-        for _ in range(m):
-            if valid == width:
-                join_planes(tag, tile, y)
-            else:
-                for r in range(valid):
-                    for p in range(parts):
-                        copy_real(tag, tile + p * (row // parts) + r * real, y + r * item + p * real)
-            y += pitch
-            tile += row
-        return
     for r in range(width):
         put_word(tag, table + 8 * r, y + (start + r) * pitch if r < valid else dump)
     step, reals = lanes(tag), m * parts
