@@ -27,7 +27,7 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
     def work(*_: Any, **__: Any) -> None:
         raise AssertionError("bad input was worked on")
 
-    for name in ("hierarchical", "Problem", "refine_factors"):
+    for name in ("attempt", "Problem", "refine_factors"):
         monkeypatch.setattr(api, name, work)
 
 

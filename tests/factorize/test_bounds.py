@@ -72,7 +72,7 @@ def test_tails_of_float32_are_accumulated_in_double() -> None:
     (tails,) = matrix_tails(extract(A, chain.pattern), splits_of(chain), careful=False)
     torch.testing.assert_close(tails, torch.from_numpy(explicit_tails(A.double(), chain)[0]), rtol=2e-8, atol=1e-12)
     residual = tails_by_residual(extract(A, chain.pattern), splits_of(chain)[0])
-    torch.testing.assert_close(residual, tails, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(residual, tails, rtol=2e-5, atol=1e-6)
 
 
 def test_tree_bound_is_its_recursion() -> None:

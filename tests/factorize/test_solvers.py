@@ -122,11 +122,17 @@ def test_small_tails_keep_their_digits_in_the_closed_form() -> None:
 
 
 @pytest.mark.parametrize(
-    ("small", "large", "rank", "name"),
-    [(2, 2, 1, "closed_form"), (2, 100, 1, "closed_form"), (3, 5, 1, "power"), (3, 5, 2, "lapack")],
+    ("small", "large", "rank", "device", "name"),
+    [
+        (2, 2, 1, "cpu", "compiled"),
+        (3, 5, 1, "cpu", "compiled"),
+        (2, 100, 1, "cuda", "closed_form"),
+        (3, 5, 1, "cuda", "power"),
+        (3, 5, 2, "cpu", "lapack"),
+    ],
 )
-def test_the_preferred_solver_is_chosen(small: int, large: int, rank: int, name: str) -> None:
-    assert select_solver(small, large, rank, CPU) is SOLVERS[name]
+def test_the_preferred_solver_is_chosen(small: int, large: int, rank: int, device: str, name: str) -> None:
+    assert select_solver(small, large, rank, torch.device(device)) is SOLVERS[name]
 
 
 def test_no_solver_at_all(monkeypatch: pytest.MonkeyPatch) -> None:

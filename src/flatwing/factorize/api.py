@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from numbers import Integral
@@ -13,9 +14,9 @@ import torch
 from ..core import as_matrix, threads_for
 from ..structure import Chain, SparseProduct
 from ..structure.nearest import nearest_chainable
-from .butterfly import split_at
+from .butterfly import splits_of
 from .certificate import is_rounding, prove, relative
-from .compiled import fix_signs, hierarchical
+from .compiled import attempt, fix_signs
 from .factorization import Factorization, SplitReport
 from .order import split_order
 from .permutation import Permutations, candidate_permutations, permuted
@@ -52,7 +53,8 @@ def factorize(
 
     Errors in the certificate are relative to the Frobenius norm. Raises `ValueError` for a wrong shape, NaN or Inf, a
     chain that does not fit (the nearest is named) or is not chainable (the pair and condition are named), `TypeError`
-    for a wrong dtype or kind. Cost: O(m n max b), certificate included, times the small side of the blocks at most.
+    for a wrong dtype or kind. Cost: O(m n max b), certificate included, times the small side of the blocks at most. On
+    the CPU compiled loops do the work (see `compiled.py`): the first call ever in a dtype compiles for some seconds.
     Source: Zheng, Le, Riccietti, Gribonval, "Butterfly factorization with error guarantees", SIAM J. Matrix Anal. Appl.
     46(4), 2025; beta -> chain, sigma -> order, E^beta(A) >= lower_bound.
 
@@ -81,7 +83,8 @@ def factorize(
         )
     if isinstance(perm, (tuple, list)):
         perm = candidate_permutations(perm, chain, matrix.device)["given"]
-    if not chain.chainable and chain.T.chainable:
+    ground = _ground(chain)
+    if ground is None:
         transposed = factorize(
             matrix.mT,
             chain.T,
@@ -93,16 +96,14 @@ def factorize(
             progress=progress,
         )
         return _transposed(transposed, notes)
-    _require_chainable(chain)
     names = ("l2r", "r2l") if isinstance(order, str) and order == "best" else (order,)
-    reduced = chain.reduced()
-    kept = [s for s in range(1, len(chain)) if s not in chain.redundant_splits]
+    reduced, kept = ground.reduced, ground.kept
     # Redundant splits restrict nothing: the reduced chain is factorized, its products are expanded at the end.
     orders = dict.fromkeys(tuple(s for s in split_order(name, len(chain)) if s in kept) for name in names)
     candidates = candidate_permutations(perm, chain, matrix.device)
     attempts: list[_Attempt] = []
     # reduced precision would make the errors and bounds below untrue
-    with threads_for(_largest_side(reduced)), torch.autocast(matrix.device.type, enabled=False):
+    with threads_for(ground.side), _full_precision(matrix.device.type):
         for label, perms in candidates.items():
             problem = Problem.of(permuted(matrix, perms), reduced)
             for cuts in orders:
@@ -110,17 +111,18 @@ def factorize(
                     break  # nothing can be better than rounding
                 say = None if progress is None else partial(progress, f"order {cuts}, columns {label}"[:60])
                 places = [kept.index(s) + 1 for s in cuts]
-                factors, tails = hierarchical(problem.values, problem.patterns, places, orthonormalize, say)
+                factors, tails, regions = attempt(problem.values, problem.patterns, places, orthonormalize, say)
+                error = problem.outside + problem.per_matrix(regions)
                 if refine:
                     factors = refine_factors(problem, factors, int(refine), refine_sites, say)
-                attempts.append(_Attempt(problem, cuts, label, factors, tails, problem.error(factors)))
-        best = min(attempts, key=lambda attempt: attempt.problem.total(attempt.error))
+                    factors = fix_signs(factors, problem.patterns)
+                    error = problem.error(factors)
+                attempts.append(_Attempt(problem, cuts, label, factors, tails, error))
+        best = min(attempts, key=lambda a: a.problem.total(a.error))
         others = [a for a in attempts if a.label == best.label and a is not best]
         stories = [a.tails for a in (best, *others)] if orthonormalize else []
         certificates, matrix_errors = prove(best.problem, best.error, stories, best.order, orthonormalize)
-    splits = tuple(
-        _report(best, chain, s, kept.index(s) + 1 if s in kept else None, matrix_errors) for s in range(1, len(chain))
-    )
+    splits = tuple(_reports(best, chain, kept, matrix_errors))
     product = _product(best, chain, candidates[best.label])
     return Factorization(product, certificates[0], splits, best.order, best.label, notes, certificates[1:])
 
@@ -144,20 +146,40 @@ class _Attempt:
         return bool(is_rounding(self.problem, self.error).all())
 
 
+@final
+@dataclass(frozen=True, slots=True)
+class _Ground:
+    """What depends on the chain alone: the chain without redundant splits, the places of its splits in the given
+    chain, and the smaller side of the squarest blocks that are ever solved.
+    """
+
+    reduced: Chain
+    kept: tuple[int, ...]
+    side: int
+
+
 @lru_cache(maxsize=256)
-def _largest_side(chain: Chain) -> int:
-    """The smaller side of the squarest blocks that are ever solved."""
-    places = range(1, len(chain))
-    return max((min(split_at(chain.patterns, 0, s, len(chain)).block_shape) for s in places), default=1)
+def _ground(chain: Chain) -> _Ground | None:
+    """None for the transpose of a chainable chain; refuses chains that are neither."""
+    if not chain.chainable and chain.T.chainable:
+        return None
+    _require_chainable(chain)
+    kept = tuple(s for s in range(1, len(chain)) if s not in chain.redundant_splits)
+    reduced = chain.reduced()
+    return _Ground(reduced, kept, max((min(split.block_shape) for split in splits_of(reduced.patterns)), default=1))
 
 
-def _product(attempt: _Attempt, chain: Chain, perms: Permutations) -> SparseProduct:
-    problem = attempt.problem
-    factors = fix_signs(attempt.factors, problem.patterns)
-    if len(factors) == 1:  # values of the matrix itself: the product must not share its memory
-        factors[0] = factors[0].clone()
-    rest, shaped = problem.exponents, []
+def _full_precision(device: str) -> AbstractContextManager[Any]:
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+
+
+def _product(best: _Attempt, chain: Chain, perms: Permutations) -> SparseProduct:
+    problem, factors = best.problem, best.factors
+    rest, shaped, plain = problem.exponents, [], not bool(problem.exponents.any())
     for i, (p, w) in enumerate(zip(problem.chain, factors, strict=True)):
+        if plain:
+            shaped.append(w.view(*problem.batch, p.blocks, p.b, p.c))
+            continue
         part = rest // (len(factors) - i)  # the exponent is spread over the factors: none of them overflows
         rest = rest - part
         shaped.append(
@@ -167,16 +189,20 @@ def _product(attempt: _Attempt, chain: Chain, perms: Permutations) -> SparseProd
     return product if problem.chain == chain else product.expanded(chain)
 
 
-def _report(
-    attempt: _Attempt, chain: Chain, s: int, place: int | None, matrix_errors: list[float | None]
-) -> SplitReport:
-    split = split_at(chain.patterns, 0, s, len(chain))
-    blocks, rank = split.regions[0] * split.regions[1], split.rank
-    if place is None:
-        return SplitReport(s, rank, blocks, split.block_shape, True, 0.0, 0.0)
-    problem = attempt.problem
-    error = relative(problem.total(problem.per_matrix(attempt.tails[place])), problem.total(problem.norm))
-    return SplitReport(s, rank, blocks, split.block_shape, False, error, matrix_errors[place - 1])
+def _reports(
+    best: _Attempt, chain: Chain, kept: tuple[int, ...], matrix_errors: list[float | None]
+) -> Iterator[SplitReport]:
+    """One report per split of the chain; `kept` are those that restrict something."""
+    problem = best.problem
+    norm = problem.total(problem.norm)
+    for s, split in enumerate(splits_of(chain.patterns), start=1):
+        shape = (s, split.rank, split.regions[0] * split.regions[1], split.block_shape)
+        if s not in kept:
+            yield SplitReport(*shape, True, 0.0, 0.0)
+            continue
+        place = kept.index(s)
+        error = relative(problem.total(problem.per_matrix(best.tails[place + 1])), norm)
+        yield SplitReport(*shape, False, error, matrix_errors[place])
 
 
 def _notes(given: Any, matrix: torch.Tensor) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from jaxtyping import Float, Num
 from ..structure.split import Split
 from .butterfly import chunks
 from .compiled import split_tails, supports
+from .compiled import tree_bound as compiled_tree_bound
 from .solvers import TOLERANCE, select_solver, top_vector
 
 STRIP_BYTES = 1 << 21  # larger than what `cut` uses: many small Gram matrices are made of one strip
@@ -23,6 +24,8 @@ def tree_bound(splits: Sequence[Split], tails: Sequence[Float[torch.Tensor, "_ _
     error is at least what either half of a bracketing leaves; the larger of the two counts, recursively. Result: shape
     (columns of the first split, rows of the last), to be summed.
     """
+    if supports(tails[0]):
+        return compiled_tree_bound(tails)
     level = list(tails)
     while len(level) > 1:
         # level[i] covers the splits i ... i + width - 1; join each with its right neighbour

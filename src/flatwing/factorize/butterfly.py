@@ -55,6 +55,12 @@ def split_at(patterns: tuple[Pattern, ...], lo: int, s: int, hi: int) -> Split:
     return Split(reduce(Pattern.__mul__, patterns[lo:s]), reduce(Pattern.__mul__, patterns[s:hi]))
 
 
+@lru_cache(maxsize=256)
+def splits_of(patterns: tuple[Pattern, ...]) -> tuple[Split, ...]:
+    """The cuts of the whole chain at 1, 2, ..."""
+    return tuple(split_at(patterns, 0, s, len(patterns)) for s in range(1, len(patterns)))
+
+
 def carry(
     split: Split, left: Num[torch.Tensor, "blocks1 b1 c1"], right: Num[torch.Tensor, "blocks2 b2 c2"], weight: str
 ) -> tuple[torch.Tensor, torch.Tensor]:

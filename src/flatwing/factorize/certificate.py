@@ -95,33 +95,36 @@ def prove(
         lower, tails = problem.bounds(error, stories, ~exact)
         lower = torch.minimum(lower, error).where(~exact, 0.0)
     factor, theorem = optimality_factor(order, orthonormalize)
-    ceilings, eps = _ceilings(problem, stories), torch.finfo(problem.values.dtype).eps
-    whole = slice(0, problem.count)
-    rows = [whole, *(slice(i, i + 1) for i in range(problem.count))]
+    eps, ends = torch.finfo(problem.values.dtype).eps, peels_ends(order)
 
-    def certify(rows: slice) -> Certificate:
-        norm, achieved = problem.total(problem.norm, rows), problem.total(error, rows)
-        outside, is_exact = problem.total(problem.outside, rows), achieved <= floor**2 * norm
-        bound = factor * relative(achieved, norm)
+    def numbers(energies: torch.Tensor) -> list[float]:
+        """The whole batch, then one matrix after the other; one number for a single matrix."""
+        each = energies.tolist()
+        return each if problem.count == 1 else [problem.total(energies), *each]
+
+    norms, errors, outside, bounds = map(numbers, (problem.norm, error, problem.outside, lower))
+    known = [None if t is None else numbers(t) for t in tails]
+    ceilings = [numbers(c) for c in _ceilings(problem, stories)[1:]] if None in known else []
+
+    def certify(i: int) -> Certificate:
+        norm, is_exact = norms[i], errors[i] <= floor**2 * norms[i]
+        guarantee = factor * relative(errors[i], norm)
         if not is_exact and isfinite(factor):
             # a tail that nobody looked at is at most what was achieved; the others may be under-estimated a little
             parts = [
-                min(achieved - outside, problem.total(ceilings[i], rows))
-                if t is None
-                else problem.total(t, rows) * (1 + TOLERANCE)
-                for i, t in enumerate(tails, start=1)
+                min(errors[i] - outside[i], ceilings[place][i]) if t is None else t[i] * (1 + TOLERANCE)
+                for place, t in enumerate(known)
             ]
-            inside = sum(parts) if peels_ends(order) else sum(sqrt(max(part, 0.0)) for part in parts) ** 2
-            bound = relative(outside + inside, norm) + 8 * eps  # the factors are rounded, too
-            if bound > CAREFUL_BELOW:  # so are the differences of energies that measured the tails
-                bound = sqrt(bound**2 + 8 * torch.finfo(torch.float64).eps * len(tails))
+            inside = sum(parts) if ends else sum(sqrt(max(part, 0.0)) for part in parts) ** 2
+            guarantee = relative(outside[i] + inside, norm) + 8 * eps  # the factors are rounded, too
+            if guarantee > CAREFUL_BELOW:  # so are the differences of energies that measured the tails
+                guarantee = sqrt(guarantee**2 + 8 * torch.finfo(torch.float64).eps * len(tails))
         # the norm that everything is relative to was summed in the dtype of the matrix
-        least = 0.0 if is_exact else relative(problem.total(lower, rows), norm) * (1 - 4 * eps)
-        return Certificate(relative(achieved, norm), least, bound, factor, theorem, is_exact)
+        least = 0.0 if is_exact else relative(bounds[i], norm) * (1 - 4 * eps)
+        return Certificate(relative(errors[i], norm), least, guarantee, factor, theorem, is_exact)
 
-    norm = problem.total(problem.norm)
-    matrix_errors = [None if t is None else relative(problem.total(problem.outside + t), norm) for t in tails]
-    certificates = tuple(certify(r) for r in (rows[:1] if problem.count == 1 else rows))
+    matrix_errors = [None if t is None else relative(outside[0] + t[0], norms[0]) for t in known]
+    certificates = tuple(map(certify, range(len(norms))))
     return certificates * 2 if problem.count == 1 else certificates, matrix_errors
 
 

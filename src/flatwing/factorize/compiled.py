@@ -11,16 +11,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from types import ModuleType
+from typing import final
 
 import numpy as np
 import torch
 from jaxtyping import Float, Num
+from typing_extensions import override
 
 from ..structure.pattern import Pattern
 from ..structure.split import Split
 from . import butterfly, program
 from .program import Program, Step
-from .solvers import SOLVERS, TOLERANCE
+from .solvers import SOLVERS, TOLERANCE, BlockSolver, Truncation
 
 NUMPY = {
     torch.float32: np.float32,
@@ -30,7 +32,8 @@ NUMPY = {
 }
 # How much more than the optimum a vector may leave, relative: the next cut sees the root of it.
 ANGLES = {torch.float64: 1e-20, torch.complex128: 1e-20, torch.float32: 1e-9, torch.complex64: 1e-9}
-TAIL = 1e-14  # how much less than the truth a tail may be, relative
+# How much less than the truth a tail may be, relative.
+TAILS = {torch.float64: 1e-14, torch.complex128: 1e-14, torch.float32: 1e-5, torch.complex64: 1e-5}
 
 
 @lru_cache(maxsize=1)
@@ -55,7 +58,7 @@ def works(dtype: torch.dtype) -> bool:
         return False
     nothing = np.empty(0, NUMPY[dtype])
     try:
-        compiled.run(nothing, nothing, np.empty(0), np.empty((0, 0), np.int64), 0, 0, 0.0, 0.0, 0, 1)
+        compiled.run(nothing, nothing, np.empty(0), np.empty((0, 0), np.int64), 0, 0, 0.0, 0.0)
     except Exception:  # whatever a compiler may run into: torch computes the same
         return False
     return True
@@ -66,24 +69,31 @@ def supports(values: torch.Tensor) -> bool:
     return values.device.type == "cpu" and works(values.dtype)
 
 
-def hierarchical(
+def attempt(
     values: Num[torch.Tensor, "blocks b c"],
     patterns: tuple[Pattern, ...],
     order: Sequence[int],
     orthonormalize: bool = True,
     progress: Callable[[int, int], None] | None = None,
-) -> tuple[list[torch.Tensor], dict[int, Float[torch.Tensor, "_ _"]]]:
-    """`butterfly.hierarchical`, in compiled loops where they work."""
-    if len(patterns) == 1 or not supports(values):
-        return butterfly.hierarchical(values, patterns, order, orthonormalize, progress)
-    steps = program.cuts(patterns, tuple(order), orthonormalize)
+) -> tuple[list[torch.Tensor], dict[int, Float[torch.Tensor, "_ _"]], Float[torch.Tensor, "columns rows"]]:
+    """What `butterfly.hierarchical` returns, the signs fixed, and the `butterfly.residual` of that.
+
+    The factors share no memory with the values.
+    """
+    if len(patterns) == 1:
+        return [values.clone()], {}, torch.zeros(1, 1, dtype=torch.float64, device=values.device)
+    if not supports(values):
+        factors, tails = butterfly.hierarchical(values, patterns, order, orthonormalize, progress)
+        factors = butterfly.fix_signs(factors, patterns)
+        return factors, tails, butterfly.residual(values, patterns, factors)
+    steps = program.attempt(patterns, tuple(order), orthonormalize)
     work = np.empty(steps.entries, NUMPY[values.dtype])
-    tails = run(steps, values, work, progress)
-    return _factors(steps, work), _tails(steps, tails)
+    tails = _tails(steps, run(steps, values, work, progress))
+    return _factors(steps, work), tails, tails.pop(0)
 
 
 def fix_signs(factors: Sequence[torch.Tensor], patterns: tuple[Pattern, ...]) -> list[torch.Tensor]:
-    """`butterfly.fix_signs`, in compiled loops where they work."""
+    """`butterfly.fix_signs`."""
     if len(factors) == 1 or not supports(factors[0]):
         return butterfly.fix_signs(factors, patterns)
     steps = program.signs(patterns)
@@ -95,11 +105,11 @@ def fix_signs(factors: Sequence[torch.Tensor], patterns: tuple[Pattern, ...]) ->
 def residual(
     values: Num[torch.Tensor, "blocks b c"], patterns: tuple[Pattern, ...], factors: Sequence[torch.Tensor]
 ) -> Float[torch.Tensor, "columns rows"]:
-    """Squared error of the product of two or more factors, block by block of the cut in the middle."""
+    """`butterfly.residual`."""
     if not supports(values):
         return butterfly.residual(values, patterns, factors)
     steps = program.residual(patterns)
-    return _tails(steps, run(steps, values, _memory(steps, factors)))[len(patterns) // 2]
+    return _tails(steps, run(steps, values, _memory(steps, factors)))[0]
 
 
 def split_tails(
@@ -111,6 +121,43 @@ def split_tails(
     steps = program.tails(tuple(splits))
     work = np.empty(1, NUMPY[values.dtype])
     return list(_tails(steps, run(steps, values, work)).values())
+
+
+def tree_bound(tails: Sequence[Float[torch.Tensor, "_ _"]]) -> Float[torch.Tensor, "columns rows"]:
+    """`bounds.tree_bound`, which needs only the shapes of the tails."""
+    compiled = loops()
+    assert compiled is not None
+    shapes = np.array([t.shape for t in tails], dtype=np.int64)
+    level = np.concatenate([t.numpy().reshape(-1) for t in tails])
+    columns, rows = tails[0].shape[0], tails[-1].shape[1]
+    compiled.tree_bound(level, shapes)
+    return torch.from_numpy(level[: columns * rows]).view(columns, rows)
+
+
+@final
+class Compiled(BlockSolver):
+    """Rank one in compiled loops: two rows in closed form, others by power iteration with a proof, or else by torch."""
+
+    preference = 5
+
+    @override
+    def unsupported_because(self, small: int, large: int, rank: int, device: torch.device) -> str | None:
+        possible = rank == 1 and device.type == "cpu" and loops() is not None
+        return None if possible else "only for rank 1 on the CPU, where numba can be imported and may compile"
+
+    @override
+    def truncate(self, blocks: torch.Tensor, rank: int) -> Truncation:
+        k, small, large = blocks.shape
+        if not works(blocks.dtype):
+            return SOLVERS["closed_form" if small == 2 else "power"].truncate(blocks, rank)
+        steps = program.blockwise(k, small, large)
+        work = np.empty(steps.entries, NUMPY[blocks.dtype])
+        tails = run(steps, blocks, work)
+        basis, coefficients = _factors(steps, work)
+        return Truncation(basis, coefficients, torch.from_numpy(tails))
+
+
+SOLVERS.register("compiled")(Compiled())
 
 
 def run(
@@ -126,17 +173,18 @@ def run(
     tails = np.empty(steps.numbers)
     eps = float(np.finfo(work.dtype).eps)
     # tails are squares of angles: where nothing else is wanted, less will do
-    limits = (ANGLES[values.dtype] if steps.entries else TAIL), eps
+    limits = (ANGLES[values.dtype] if steps.entries else TAILS[values.dtype]), eps
     done, last, cuts = 0, len(steps.steps), 0
+    total = sum(step.kind == program.CUT for step in steps.steps) if progress is not None else 0
     while done < last:
         stop = last if progress is None else done + 1
-        done = compiled.run(flat, work, tails, steps.table, done, stop, *limits, 0, 1)
+        done = compiled.run(flat, work, tails, steps.table, done, stop, *limits)
         if done < stop:
             _by_torch(steps.steps[done], values, torch.from_numpy(work), torch.from_numpy(tails))
             done += 1
         if progress is not None and steps.steps[done - 1].kind == program.CUT:
             cuts += 1
-            progress(cuts, len(steps.tails))
+            progress(cuts, total)
     return tails
 
 
@@ -187,4 +235,4 @@ def _factors(steps: Program, work: np.ndarray) -> list[torch.Tensor]:
 
 def _tails(steps: Program, tails: np.ndarray) -> dict[int, torch.Tensor]:
     whole = torch.from_numpy(tails)
-    return {s: whole[at : at + shape[0] * shape[1]].view(shape) for s, at, shape in steps.tails}
+    return {s: whole.as_strided(shape, (shape[1], 1), at) for s, at, shape in steps.tails}

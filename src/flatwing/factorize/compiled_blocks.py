@@ -18,9 +18,8 @@ from numba import njit
 # sums may be reordered, that is what vector instructions need; infinities and NaN keep their meaning
 FAST = {"reassoc", "contract", "nsz", "arcp"}
 OPTIONS = {"nogil": True, "fastmath": FAST, "error_model": "numpy"}
-ROUNDS = 10
-SQUARED = 64  # rows of the largest blocks whose Gram matrix is squared: LAPACK is faster for larger ones
-MOST = 12  # squarings
+ROUNDS, PATIENCE = 40, 6  # turns of power iteration in all, and before the Gram matrix is made
+SQUARED = 64  # rows of the largest blocks whose Gram matrix is made: LAPACK is faster for larger ones
 UNPROVED = -1.0  # returned instead of a tail
 
 
@@ -31,14 +30,18 @@ def _digest() -> str:
     return sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:12]
 
 
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`numba.njit` that releases the interpreter lock and keeps the machine code on disk."""
+def compiled(function: Callable[..., Any], allocates: bool = False) -> Callable[..., Any]:
+    """`numba.njit` that releases the interpreter lock and keeps the machine code on disk.
+
+    References to arrays are counted, at the price of a small block, only in functions that allocate some.
+    """
     function = inspect.unwrap(function)  # checks of argument types, which tests put around functions, are no loops
     function.__qualname__ += f"_{_digest()}"
+    options: dict[str, Any] = {**OPTIONS, "_nrt": allocates}
     try:
-        return njit(**OPTIONS, cache=True)(function)
+        return njit(cache=True, **options)(function)
     except RuntimeError:  # no folder that can be written: compile in every process
-        return njit(**OPTIONS)(function)
+        return njit(**options)(function)
 
 
 @compiled
@@ -50,8 +53,8 @@ def square(z):
 @compiled
 def length(x):
     """Euclidean norm; rows are summed in their own precision."""
-    total = square(x[0])
-    for j in range(1, len(x)):
+    total = square(x[0] * 0)
+    for j in range(len(x)):
         total += square(x[j])
     return np.sqrt(np.float64(total))
 
@@ -78,16 +81,8 @@ def multiply_by(x, scale):
 
 
 @compiled
-def two_rows(x, y, u, w):
-    """Two rows, rank one, in closed form: rows x, y ~ u w with a unit vector u; returns the squared residual.
-
-    The rotation that diagonalizes the 2 x 2 Gram matrix makes w of the rows, and the residual beside it.
-    """
-    g11, g22, g12 = square(x[0]), square(y[0]), x[0] * np.conj(y[0])
-    for j in range(1, len(x)):
-        g11 += square(x[j])
-        g22 += square(y[j])
-        g12 += x[j] * np.conj(y[j])
+def rotation(g11, g22, g12):
+    """Top unit vector (c, s) of the Hermitian matrix (g11, g12; conj g12, g22), s >= 0, and its eigenvalue."""
     size = np.sqrt(np.float64(square(g12)))
     difference = np.float64(g11) - np.float64(g22)
     # half the angle whose tangent is 2 |g12| / (g11 - g22); of cosine and sine the larger one comes from a root
@@ -99,11 +94,25 @@ def two_rows(x, y, u, w):
     elif hypotenuse > 0:
         sine = np.sqrt(0.5 * (1 - difference / hypotenuse))
         cosine = size / (hypotenuse * sine)
-    u[0], u[1] = cosine, sine
-    if size > 0:
-        u[0] = g12 * (cosine / size)
+    phased = g12 * (cosine / size) if size > 0 else g12 + cosine
+    return phased, sine, 0.5 * (g11 + g22 + hypotenuse)
+
+
+@compiled
+def two_rows(x, y, u, w):
+    """Two rows, rank one, in closed form: rows x, y ~ u w with a unit vector u; returns the squared residual.
+
+    The rotation that diagonalizes the 2 x 2 Gram matrix makes w of the rows, and the residual beside it.
+    """
+    zero = x[0] * 0
+    g11, g22, g12 = square(zero), square(zero), zero
+    for j in range(len(x)):
+        g11 += square(x[j])
+        g22 += square(y[j])
+        g12 += x[j] * np.conj(y[j])
+    u[0], u[1], _ = rotation(g11, g22, g12)
     c, s = u[0], u[1]
-    cc, tail = np.conj(c), square(x[0]) * 0
+    cc, tail = np.conj(c), square(zero)
     for j in range(len(x)):
         w[j] = cc * x[j] + s * y[j]
         tail += square(c * y[j] - s * x[j])
@@ -111,35 +120,44 @@ def two_rows(x, y, u, w):
 
 
 @compiled
+def _products(block, pitch, large, x, y):
+    """Set y = block x^H."""
+    zero = x[0] * 0
+    for i in range(len(y)):
+        row, z = block[i * pitch : i * pitch + large], zero
+        for j in range(large):
+            z += row[j] * np.conj(x[j])
+        y[i] = z
+
+
+@compiled
 def _look(block, pitch, large, u, w, g):
     """Normalize u, set w = u^H block and g = R w^H with the residual R = block - u w; returns |w|^2, |R|^2, |g|^2."""
-    small, i = len(u), 0
+    small, i, zero = len(u), 0, block[0] * 0
     normalize(u)
     for j in range(large):
         w[j] = 0
-    while i < small:  # four rows at a time: w is written less often
-        n, at = min(i + 1, small - 1), i * pitch
-        r0, c0 = block[at : at + large], np.conj(u[i])
-        if i + 4 > small:
-            for j in range(large):
-                w[j] += c0 * r0[j]
-            i += 1
-            continue
-        r1, r2 = block[n * pitch : n * pitch + large], block[at + 2 * pitch : at + 2 * pitch + large]
-        r3 = block[at + 3 * pitch : at + 3 * pitch + large]
-        c1, c2, c3 = np.conj(u[n]), np.conj(u[i + 2]), np.conj(u[i + 3])
+    while i + 4 <= small:  # four rows at a time: w is written less often
+        at, two, three = i * pitch, (i + 2) * pitch, (i + 3) * pitch
+        r0, r1 = block[at : at + large], block[at + pitch : at + pitch + large]
+        r2, r3 = block[two : two + large], block[three : three + large]
+        c0, c1, c2, c3 = np.conj(u[i]), np.conj(u[i + 1]), np.conj(u[i + 2]), np.conj(u[i + 3])
         for j in range(large):
             w[j] += (c0 * r0[j] + c1 * r1[j]) + (c2 * r2[j] + c3 * r3[j])
         i += 4
+    while i < small:
+        row, c = block[i * pitch : i * pitch + large], np.conj(u[i])
+        for j in range(large):
+            w[j] += c * row[j]
+        i += 1
     rest, gradient = 0.0, 0.0
     for i in range(small):
         row, c = block[i * pitch : i * pitch + large], u[i]
-        r = row[0] - c * w[0]
-        energy, z = square(r), r * np.conj(w[0])
-        for j in range(1, large):
-            r = row[j] - c * w[j]
-            energy += square(r)
-            z += r * np.conj(w[j])
+        energy, z = square(zero), zero
+        for j in range(large):
+            x = row[j] - c * w[j]
+            energy += square(x)
+            z += x * np.conj(w[j])
         rest += energy
         gradient += square(z)
         g[i] = z
@@ -147,59 +165,58 @@ def _look(block, pitch, large, u, w, g):
 
 
 @compiled
-def _squares(block, pitch, large, power, spare, eps):
-    """Square the Gram matrix of the rows until one eigenvalue is left.
-
-    Returns how often it was squared and the logarithm of what the result, of trace 1, was divided by.
-    """
-    small = len(power)
+def _gram(block, pitch, large, power):
+    """Gram matrix of the rows, divided by its trace; returns the logarithm of that."""
+    small, trace = len(power), 0.0
     for i in range(small):
-        x = block[i * pitch : i * pitch + large]
+        x, column = block[i * pitch : i * pitch + large], power[i, i:]
+        _products(block[i * pitch :], pitch, large, x, column)
         for k in range(i, small):
-            y = block[k * pitch : k * pitch + large]
-            z = x[0] * np.conj(y[0])
-            for j in range(1, large):
-                z += x[j] * np.conj(y[j])
-            power[i, k] = z
-            power[k, i] = np.conj(z)
-    times, scale = 0, 0.0
-    while True:
-        trace, total = 0.0, 0.0
-        for i in range(small):
-            trace += power[i, i].real
-        for i in range(small):
-            for j in range(small):
-                power[i, j] /= trace
-                total += square(power[i, j])
-        scale = 2 * scale + np.log(trace) if times else np.log(trace)
-        if 1 - total <= 64 * eps or 2.0**times * 64 * small * eps > 1 or times == MOST:
-            return times, scale
-        for i in range(small):
-            for j in range(small):
-                spare[i, j] = 0
-            for k in range(small):
-                c = power[i, k]
-                for j in range(small):
-                    spare[i, j] += c * power[k, j]
-        for i in range(small):
-            for j in range(small):
-                power[i, j] = spare[i, j]
-        times += 1
+            power[k, i] = power[i, k]
+            power[i, k] = np.conj(power[i, k])
+        trace += power[i, i].real
+    for i in range(small):
+        multiply_by(power[i], 1 / trace)
+    return np.log(trace)
 
 
 @compiled
-def _outside(power, u, times, scale, eps):
-    """No more than this is the largest eigenvalue of the Gram matrix outside u.
-
-    With P = G^p: (x^H G x)^p <= x^H P x for every unit vector x, and outside u the trace of P is tr P - u^H P u.
-    """
-    small, inside = len(u), 0.0
+def _square_up(power, spare):
+    """Square a Hermitian matrix in place and divide it by its trace; returns the logarithm of that."""
+    small, trace = len(power), 0.0
     for i in range(small):
-        z = power[i, 0] * u[0]
-        for j in range(1, small):
-            z += power[i, j] * u[j]
-        inside += (np.conj(u[i]) * z).real
-    return np.exp((scale + np.log(max(1 - inside, 0.0) + 8 * small * eps * 2.0**times)) / 2.0**times)
+        to = spare[i]
+        for j in range(small):
+            to[j] = 0
+        for k in range(small):
+            c, row = power[i, k], power[k]
+            for j in range(small):
+                to[j] += c * row[j]
+        trace += to[i].real
+    for i in range(small):
+        for j in range(small):
+            power[i, j] = spare[i, j] / trace
+    return np.log(trace)
+
+
+@compiled
+def _outside(power, u, g, times, logarithm, eps):
+    """No more than this is the largest eigenvalue of the Gram matrix G outside u, seen from P = G^p, p = 2^times.
+
+    (x^H G x)^2p <= x^H P^2 x for every unit vector x, and outside u the trace of P^2 is |P|^2 - |P u|^2. The rounding
+    of the powers is added to that. Leaves P u in g.
+    """
+    small, total, zero = len(u), 0.0, u[0] * 0
+    for i in range(small):
+        row = power[i]
+        z, energy = zero, square(zero)
+        for j in range(small):
+            z += row[j] * u[j]
+            energy += square(row[j])
+        g[i] = z
+        total += energy - square(z)
+    p = 2.0**times
+    return np.exp((logarithm + 0.5 * np.log(max(total, 0.0) + 16 * small * eps * p)) / p)
 
 
 @compiled
@@ -210,47 +227,46 @@ def power_iteration(block, pitch, large, u, w, g, power, spare, tolerance, eps, 
 
     Turning u towards any direction gains at most |g|^2 / (theta - h), where theta is what u captures and h is no less
     than the largest eigenvalue of the Gram matrix outside u: see `solvers.top_vector`. For h serves the residual, and
-    for small blocks that do not converge soon, high powers of the Gram matrix.
+    for small blocks where that does not do, powers of the Gram matrix: they are better proofs and longer strides.
     """
     small, total, largest, best = len(u), 0.0, -1.0, 0
     for i in range(small):
         row = block[i * pitch : i * pitch + large]
-        energy = square(row[0])
-        for j in range(1, large):
+        energy = square(row[0] * 0)
+        for j in range(large):
             energy += square(row[j])
         total += energy
         if energy > largest:
             largest, best = np.float64(energy), i
     if not total > 0:
+        for i in range(small):
+            u[i] = 0
         normalize(u)
         for j in range(large):
             w[j] = 0
         return 0.0
     start = block[best * pitch : best * pitch + large]
-    for i in range(small):
-        row = block[i * pitch : i * pitch + large]
-        z = row[0] * np.conj(start[0])
-        for j in range(1, large):
-            z += row[j] * np.conj(start[j])
-        u[i] = z
-    floor, times, scale, squared = (64 * eps) ** 2, 0, 0.0, False
+    _products(block, pitch, large, start, u)
+    floor, times, logarithm, patience = (64 * eps) ** 2, -1, 0.0, PATIENCE
     for turn in range(ROUNDS):
         theta, rest, gradient = _look(block, pitch, large, u, w, g)
-        h = min(rest, _outside(power, u, times, scale, eps)) if squared else rest
+        h = rest
+        if times >= 0:
+            h = min(rest, _outside(power, u, spare[0], times, logarithm, eps))
         gap = theta - h
         if gap > 0 and gradient <= gap * (tolerance * rest + floor * theta):
             return max(rest - gradient / gap, 0.0) if lower else rest
-        if turn > 0 and not squared and len(power) == small:
-            times, scale = _squares(block, pitch, large, power, spare, eps)
-            squared, best = True, 0
+        if turn == patience or (gap <= 0 and turn > 0):
+            patience = turn + 2
+            if len(power) < small or 2.0**times * 64 * small * eps > 1:
+                return UNPROVED
+            logarithm *= 2
+            logarithm += _gram(block, pitch, large, power) if times < 0 else _square_up(power, spare)
+            times += 1
+            _outside(power, u, g, times, logarithm, eps)
             for i in range(small):
-                if power[i, i].real > power[best, best].real:
-                    best = i
-            for i in range(small):
-                u[i] = power[i, best]
+                u[i] = g[i]
         else:
-            if gap <= 0 and turn > 1:
-                break
             for i in range(small):
                 u[i] += g[i] / theta
     return UNPROVED

@@ -7,6 +7,8 @@ written where it belongs.
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
 from .compiled_blocks import (
@@ -17,42 +19,67 @@ from .compiled_blocks import (
     multiply_by,
     normalize,
     power_iteration,
+    rotation,
     square,
     two_rows,
 )
 
 CUT, TAILS, TO_RIGHT, TO_LEFT, SIGNS, MULTIPLY, RESIDUAL = range(7)
 RIGHT, LEFT, BOTH = range(3)
-LINE = 32  # entries that narrow blocks are gathered by: two cache lines or more
+LINE = 256  # entries that narrow blocks are gathered by
+PAIRS, ROWS = 2048, 64  # blocks of two columns solved side by side; rows that are summed in short precision
 SCRATCH = 1 << 15  # entries of the group of blocks in scratch, where one block does not need more
 
 
 @compiled
-def _cut(values, work, step, tails, write, tolerance, eps, part, parts):
+def _layout(step):
+    """Of the scratch of a cut: blocks side by side, entries from row to row, size of Gram matrices."""
+    c1, rows, columns = step[6], step[9], step[10]
+    small, pitch = min(rows, columns), max(rows, columns) + 16  # no two rows in the same set of the cache
+    group = min(c1, -(-LINE // columns))  # narrow blocks share lines of memory
+    return max(1, min(group, SCRATCH // (small * pitch))), pitch, small if 2 < small <= SQUARED else 0
+
+
+@compiled
+def _room(step):
+    """Entries of scratch that the step needs."""
+    small, large = min(step[9], step[10]), max(step[9], step[10])
+    if step[0] != CUT and step[0] != TAILS:
+        return small + large
+    group, pitch, squared = _layout(step)
+    return max(group * (small * pitch + small + large) + small + 2 * squared * squared, 5 * PAIRS)
+
+
+@compiled
+def _array(scratch, at, rows, columns):
+    """A matrix in the scratch, and where the rest begins."""
+    end = at + rows * columns
+    return scratch[at:end].reshape((rows, columns)), end
+
+
+@compiled
+def _cut(values, work, step, tails, write, tolerance, eps, scratch):
     """Rank one of every block of one node; returns how many blocks resisted, their tails are UNPROVED."""
     source, left, right, tail_at, a, c1, b2, d, rows, columns, _, weight = step[1:13]
     node = values if source < 0 else work
     source = max(source, 0)
     flip = columns < rows
     small, large = min(rows, columns), max(rows, columns)
-    pitch = large + 16  # no two rows of the scratch in the same set of the cache
-    # narrow blocks are gathered several at a time, because they share lines of memory
-    group = max(1, min(c1, -(-LINE // columns)))
-    group = max(1, min(group, SCRATCH // (small * pitch)))
+    group, pitch, squared = _layout(step)
     groups = -(-c1 // group)
     direct = small == 2 and not flip  # two long rows are best left where they are
-    scratch = np.empty(1 if direct else group * small * pitch, dtype=values.dtype)
-    us, ws = np.empty((group, small), dtype=values.dtype), np.empty((group, large), dtype=values.dtype)
-    g = np.empty(small, dtype=values.dtype)
-    squared = small if small <= SQUARED else 0
-    power, spare = np.empty((squared, squared), dtype=values.dtype), np.empty((squared, squared), dtype=values.dtype)
+    us, used = _array(scratch, group * small * pitch, group, small)
+    ws, used = _array(scratch, used, group, large)
+    gs, used = _array(scratch, used, 1, small)
+    power, used = _array(scratch, used, squared, squared)
+    spare, used = _array(scratch, used, squared, squared)
+    stride = b2 * c1 * columns
     units, unproved = a * d * b2 * groups, 0
-    for unit in range(units * part // parts, units * (part + 1) // parts):
+    for unit in range(units):
         first, rest = unit % groups * group, unit // groups
         ib, rest = rest % b2, rest // b2
         i, k = rest // d, rest % d
         count = min(group, c1 - first)
-        stride = b2 * c1 * columns
         at = source + (((i * d + k) * rows * b2 + ib) * c1 + first) * columns
         if flip:
             for t in range(rows):
@@ -63,9 +90,14 @@ def _cut(values, work, step, tails, write, tolerance, eps, part, parts):
             for t in range(rows):
                 for n in range(count):
                     begin, to = at + t * stride + n * columns, (n * small + t) * pitch
-                    scratch[to : to + columns] = node[begin : begin + columns]
+                    row, out = node[begin : begin + columns], scratch[to : to + columns]
+                    for j in range(columns):
+                        out[j] = row[j]
         for n in range(count):
             u, w = us[n], ws[n]
+            if write and not flip:  # in its place right away
+                to = right + (((i * c1 + first + n) * d + k) * b2 + ib) * columns
+                w = work[to : to + columns]
             if direct:
                 x = at + n * columns
                 tail = two_rows(node[x : x + large], node[x + stride : x + stride + large], u, w)
@@ -74,7 +106,7 @@ def _cut(values, work, step, tails, write, tolerance, eps, part, parts):
                 if small == 2:
                     tail = two_rows(block[:large], block[pitch : pitch + large], u, w)
                 else:
-                    tail = power_iteration(block, pitch, large, u, w, g, power, spare, tolerance, eps, not write)
+                    tail = power_iteration(block, pitch, large, u, w, gs[0], power, spare, tolerance, eps, not write)
                     unproved += tail == UNPROVED
             tails[tail_at + ((i * c1 + first + n) * b2 + ib) * d + k] = tail
             if write and weight == BOTH:
@@ -87,23 +119,90 @@ def _cut(values, work, step, tails, write, tolerance, eps, part, parts):
         if not write:
             continue
         for n in range(count):
-            y, x = (ws[n], us[n]) if flip else (us[n], ws[n])
             to = left + ((i * b2 + ib) * d + k) * rows * c1 + first + n
+            if not flip:
+                for t in range(rows):
+                    work[to + t * c1] = us[n, t]
+                continue
             for t in range(rows):
-                work[to + t * c1] = np.conj(y[t]) if flip else y[t]
+                work[to + t * c1] = np.conj(ws[n, t])
             to = right + (((i * c1 + first + n) * d + k) * b2 + ib) * columns
             for j in range(columns):
-                work[to + j] = np.conj(x[j]) if flip else x[j]
+                work[to + j] = np.conj(us[n, j])
     return unproved
 
 
 @compiled
-def _carry(work, step, part, parts):
+def _two_columns(values, work, step, tails, write, scratch, sums, wide):
+    """The same for blocks of two columns, in closed form: row by row through many neighbouring blocks."""
+    _, source, left, right, tail_at, a, c1, b2, d, rows, _, _, weight = step
+    group = min(c1, PAIRS)
+    groups = -(-c1 // group)
+    node = values if source < 0 else work
+    source = max(source, 0)
+    g11, g22, g12 = sums[:group], sums[group : 2 * group], wide[:group]
+    p11, p22, p12 = scratch[:group], scratch[group : 2 * group], scratch[2 * group : 3 * group]
+    cs, ss = scratch[3 * group : 4 * group], scratch[4 * group : 5 * group]
+    units = a * d * b2 * groups
+    for unit in range(units):
+        first, rest = unit % groups * group, unit // groups
+        ib, rest = rest % b2, rest // b2
+        i, k = rest // d, rest % d
+        count = min(group, c1 - first)
+        stride = b2 * c1 * 2
+        at = source + (((i * d + k) * rows * b2 + ib) * c1 + first) * 2
+        for n in range(count):
+            g11[n], g22[n], g12[n] = 0, 0, 0
+        for begin in range(0, rows, ROWS):  # sums over some rows in the precision of the matrix, over all in float64
+            for n in range(count):
+                p11[n], p22[n], p12[n] = 0, 0, 0
+            for t in range(begin, min(begin + ROWS, rows)):
+                row = node[at + t * stride : at + t * stride + 2 * count]
+                for n in range(count):
+                    x, y = row[2 * n], row[2 * n + 1]
+                    p11[n] += square(x)
+                    p22[n] += square(y)
+                    p12[n] += np.conj(x) * y
+            for n in range(count):
+                g11[n] += p11[n].real
+                g22[n] += p22[n].real
+                g12[n] += p12[n]
+        for n in range(count):
+            c, s, top = rotation(g11[n], g22[n], g12[n])
+            root = np.sqrt(top)
+            root = 1.0 if weight == LEFT else np.sqrt(root) if weight == BOTH else root
+            g11[n], g22[n] = 1 / root if root > 0 else 0.0, 0  # the scale of the left part; the tail
+            cs[n], ss[n] = c, s
+            if write:
+                to = right + (((i * c1 + first + n) * d + k) * b2 + ib) * 2
+                work[to], work[to + 1] = np.conj(cs[n]) * root, ss[n] * root
+        for begin in range(0, rows, ROWS):
+            for n in range(count):
+                p11[n], p22[n] = 0, g11[n]
+            for t in range(begin, min(begin + ROWS, rows)):
+                row = node[at + t * stride : at + t * stride + 2 * count]
+                to = left + (((i * b2 + ib) * d + k) * rows + t) * c1 + first
+                if write:
+                    out = work[to : to + count]
+                    for n in range(count):
+                        out[n] = (cs[n] * row[2 * n] + ss[n] * row[2 * n + 1]) * p22[n]
+                for n in range(count):
+                    p11[n] += square(np.conj(cs[n]) * row[2 * n + 1] - ss[n] * row[2 * n])
+            for n in range(count):
+                g22[n] += p11[n].real
+        for n in range(count):
+            tails[tail_at + ((i * c1 + first + n) * b2 + ib) * d + k] = g22[n]
+            if write and weight == RIGHT and g11[n] == 0:  # a zero block gets some unit vector
+                work[left + ((i * b2 + ib) * d + k) * rows * c1 + first + n] = 1
+
+
+@compiled
+def _carry(work, step, scratch):
     """Between two neighbouring factors of rank one: move the weight to the right or left, or fix the sign."""
     kind, _, left, right, _, a, c1, b2, d, rows, columns = step[:11]
-    u, v = np.empty(rows, dtype=work.dtype), np.empty(columns, dtype=work.dtype)
+    u, v = scratch[:rows], scratch[rows : rows + columns]
     units = a * c1 * b2 * d
-    for unit in range(units * part // parts, units * (part + 1) // parts):
+    for unit in range(units):
         i, rest = unit // (b2 * d * c1), unit % (b2 * d * c1)
         ib, rest = rest // (d * c1), rest % (d * c1)
         k, ic = rest // c1, rest % c1
@@ -111,7 +210,8 @@ def _carry(work, step, part, parts):
         to = right + (((i * c1 + ic) * d + k) * b2 + ib) * columns
         for t in range(rows):
             u[t] = work[at + t * c1]
-        v[:] = work[to : to + columns]
+        for j in range(columns):
+            v[j] = work[to + j]
         if kind == TO_RIGHT:
             multiply_by(v, normalize(u))
         elif kind == TO_LEFT:
@@ -127,58 +227,93 @@ def _carry(work, step, part, parts):
                 v[j] *= phase
         for t in range(rows):
             work[at + t * c1] = u[t]
-        work[to : to + columns] = v
+        for j in range(columns):
+            work[to + j] = v[j]
 
 
 @compiled
-def _multiply(values, work, step, tails, part, parts):
+def _multiply(values, work, step, tails, line, energies):
     """The product of two neighbours, of any rank: written to the node, or compared with the values block by block."""
     kind, target, left, right, tail_at, a, c1, b2, d, rows, columns, rank = step[:12]
-    line = np.empty(columns, dtype=work.dtype)
-    units = a * d * b2 * c1
-    for unit in range(units * part // parts, units * (part + 1) // parts):
-        ic, rest = unit % c1, unit // c1
-        ib, rest = rest % b2, rest // b2
-        i, k = rest // d, rest % d
-        total = 0.0
-        for t in range(rows):
-            at = left + ((((i * b2 + ib) * d + k) * rows + t) * c1 + ic) * rank
-            begin = (((i * d + k) * rows + t) * b2 + ib) * c1 * columns + ic * columns
-            if kind == MULTIPLY:
-                line[:] = 0
-            else:
-                line[:] = values[begin : begin + columns]
-            for r in range(rank):
-                to = right + ((((i * c1 + ic) * d + k) * rank + r) * b2 + ib) * columns
-                row, c = work[to : to + columns], work[at + r]
-                if kind != MULTIPLY:
-                    c = -c
-                for j in range(columns):
-                    line[j] += c * row[j]
-            if kind == MULTIPLY:
-                work[target + begin : target + begin + columns] = line
-            else:
-                energy = square(line[0])
-                for j in range(1, columns):
-                    energy += square(line[j])
-                total += energy
-        if kind != MULTIPLY:
-            tails[tail_at + ((i * c1 + ic) * b2 + ib) * d + k] = total
+    node = values if target < 0 else work
+    target = max(target, 0)
+    units = a * d * b2
+    for unit in range(units):
+        ib, i, k = unit % b2, unit // b2 // d, unit // b2 % d
+        for ic in range(c1):
+            energies[ic] = 0
+        for t in range(rows):  # along the rows of the node, as they lie in memory
+            at = left + (((i * b2 + ib) * d + k) * rows + t) * c1 * rank
+            begin = target + (((i * d + k) * rows + t) * b2 + ib) * c1 * columns
+            for ic in range(c1):
+                to = right + ((i * c1 + ic) * d + k) * rank * b2 * columns + ib * columns
+                row, c = work[to : to + columns], work[at + ic * rank]
+                out = node[begin : begin + columns]
+                if kind == RESIDUAL and rank == 1:
+                    energy = square(c * 0)
+                    for j in range(columns):
+                        energy += square(out[j] - c * row[j])
+                    energies[ic] += energy
+                else:
+                    for j in range(columns):
+                        line[j] = c * row[j]
+                    for r in range(1, rank):
+                        to += b2 * columns
+                        row, c = work[to : to + columns], work[at + ic * rank + r]
+                        for j in range(columns):
+                            line[j] += c * row[j]
+                    for j in range(columns):
+                        if kind == MULTIPLY:
+                            out[j] = line[j]
+                        else:
+                            energies[ic] += square(out[j] - line[j])
+                begin += columns
+        if kind == RESIDUAL:
+            for ic in range(c1):
+                tails[tail_at + ((i * c1 + ic) * b2 + ib) * d + k] = energies[ic]
 
 
-@compiled
-def run(values, work, tails, steps, first, last, tolerance, eps, part, parts):
+@partial(compiled, allocates=True)
+def run(values, work, tails, steps, first, last, tolerance, eps):
     """Steps first ... last-1, this part of each; returns the step that it could not do or finish, else `last`."""
+    room, pairs = 0, 2 * PAIRS
+    for index in range(first, last):
+        room, pairs = max(room, _room(steps[index])), max(pairs, steps[index, 6])
+    scratch, sums = np.empty(room, dtype=values.dtype), np.empty(pairs)
+    wide = np.empty(PAIRS, dtype=(values[:0] * sums[:0]).dtype)  # float64 or complex128
     for index in range(first, last):
         step = steps[index]
-        kind = step[0]
-        if kind in (CUT, TAILS):
-            if step[11] > 1 or _cut(values, work, step, tails, kind == CUT, tolerance, eps, part, parts) > 0:
-                return index
-        elif kind in (MULTIPLY, RESIDUAL):
-            _multiply(values, work, step, tails, part, parts)
-        elif step[11] > 1:
+        kind, rank = step[0], step[11]
+        if kind in (MULTIPLY, RESIDUAL):
+            _multiply(values, work, step, tails, scratch, sums)
+        elif rank > 1:
             return index
-        else:
-            _carry(work, step, part, parts)
+        elif kind not in (CUT, TAILS):
+            _carry(work, step, scratch)
+        elif step[10] == 2 and step[9] > 2:
+            _two_columns(values, work, step, tails, kind == CUT, scratch, sums, wide)
+        elif _cut(values, work, step, tails, kind == CUT, tolerance, eps, scratch) > 0:
+            return index
     return last
+
+
+@partial(compiled, allocates=True)
+def tree_bound(level, shapes):
+    """The recursion of `bounds.tree_bound`, in place: arrays of these shapes one after the other, the result first."""
+    by_rows, by_columns, shapes = np.empty(len(level)), np.empty(len(level)), shapes.copy()
+    for count in range(len(shapes) - 1, 0, -1):
+        begin, to = 0, 0
+        for s in range(count):  # join each array with its right neighbour; the result is not longer than the left one
+            columns, rows = shapes[s, 0], shapes[s + 1, 1]
+            size, wide, tall = columns * rows, shapes[s, 1], shapes[s + 1, 0] // columns
+            end = begin + columns * wide
+            for i in range(size):
+                by_rows[i], by_columns[i] = 0, 0
+            for i in range(columns):
+                for j in range(wide):
+                    by_rows[i * rows + j % rows] += level[begin + i * wide + j]
+                for j in range(tall * rows):
+                    by_columns[i * rows + j % rows] += level[end + i * tall * rows + j]
+            for i in range(size):
+                level[to + i] = max(by_rows[i], by_columns[i])
+            begin, to, shapes[s, 1] = end, to + size, rows

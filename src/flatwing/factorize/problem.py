@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, reduce
+from math import frexp, sqrt
 from typing import final
 
 import torch
@@ -15,7 +16,7 @@ from ..structure.factor import extract, with_batch, without_support
 from ..structure.split import Split
 from . import compiled
 from .bounds import matrix_tails, tails_by_residual, tree_bound
-from .butterfly import split_at
+from .butterfly import splits_of
 from .solvers import TOLERANCE, energy
 
 # Below this relative bound the shared Gram matrices of `matrix_tails` have lost digits that the bound needs.
@@ -48,7 +49,7 @@ class Problem:
         flat = matrix.reshape(-1, *chain.shape)
         exponents = exponents_of(flat)
         flat = scaled(flat, -exponents)
-        values = extract(flat, pattern)
+        values = extract(flat, pattern) if pattern.blocks > 1 else flat.contiguous()
         norm = energy(values)
         outside = torch.zeros_like(norm)
         if pattern.blocks > 1:
@@ -59,20 +60,26 @@ class Problem:
     @cached_property
     def patterns(self) -> tuple[Pattern, ...]:
         """The patterns of the chain with the batch inside `a`."""
-        return tuple(with_batch(p, self.count) for p in self.chain)
+        return self.chain.patterns if self.count == 1 else tuple(with_batch(p, self.count) for p in self.chain)
 
-    @property
+    @cached_property
     def count(self) -> int:
         """Number of matrices in the batch."""
         return self.batch.numel()
 
-    def split(self, s: int) -> Split:
-        """The cut of the whole chain at s."""
-        return split_at(self.patterns, 0, s, len(self.patterns))
+    @cached_property
+    def splits(self) -> tuple[Split, ...]:
+        """The cuts of the whole chain at 1, 2, ..."""
+        return splits_of(self.patterns)
+
+    @property
+    def rank(self) -> int:
+        """The largest rank of a split."""
+        return max((split.rank for split in self.splits), default=1)
 
     def per_matrix(self, regions: Float[torch.Tensor, "*regions"]) -> Float[torch.Tensor, " batch"]:
         """Sum of region energies, one number per matrix of the batch."""
-        return regions.reshape(self.count, -1).sum(1)
+        return regions.sum().reshape(1) if self.count == 1 else regions.reshape(self.count, -1).sum(1)
 
     def total(self, energies: Float[torch.Tensor, " batch"], rows: slice = slice(None)) -> float:
         """Sum over matrices of the batch, in the unit of the largest of them: the exponents put back."""
@@ -106,7 +113,7 @@ class Problem:
         `CLOSE_ENOUGH` of what the stories and its squarest split prove is examined no further: the tails that were not
         needed are None.
         """
-        splits = [self.split(s) for s in range(1, len(self.chain))]
+        splits = self.splits
         if not splits:
             return self.outside, []
         tails: list[torch.Tensor | None] = [None] * len(splits)
@@ -126,7 +133,7 @@ class Problem:
             if bool((error <= CLOSE_ENOUGH**2 * lower)[asked].all()):
                 return lower, [None if t is None else self.per_matrix(t) for t in tails]
         slack, double = 4 * torch.finfo(torch.float64).eps, torch.promote_types(self.values.dtype, torch.float64)
-        if self.values.numel() // self.count < LARGE and compiled.supports(self.values) and max(self.chain.ranks) == 1:
+        if self.values.numel() // self.count < LARGE and compiled.supports(self.values) and self.rank == 1:
             full = compiled.split_tails(self.values.to(double), splits)
             return self._lower(splits, full, slack), [self.per_matrix(t) for t in full]
         full = matrix_tails(self.values, splits, careful=False)  # goes to float64 strip by strip
@@ -138,20 +145,25 @@ class Problem:
         return lower, [self.per_matrix(t) for t in full]
 
     def _lower(
-        self, splits: list[Split], tails: list[Float[torch.Tensor, "_ _"]], slack: float, tolerance: float = 0.0
+        self, splits: Sequence[Split], tails: list[Float[torch.Tensor, "_ _"]], slack: float, tolerance: float = 0.0
     ) -> Float[torch.Tensor, " batch"]:
         """Squared tree bound, less what rounding and the tolerance of the solvers may have added to it."""
-        found = (self.outside + self.per_matrix(tree_bound(splits, tails))).sqrt()
-        return (found * (1 - tolerance) - slack * self.norm.sqrt()).clamp_min(0).square()
+        found = self.outside + self.per_matrix(tree_bound(splits, tails))
+        roots = (
+            (sqrt(f) * (1 - tolerance) - slack * sqrt(n))
+            for f, n in zip(found.tolist(), self.norm.tolist(), strict=True)
+        )
+        return torch.tensor([max(root, 0.0) ** 2 for root in roots], dtype=torch.float64, device=found.device)
 
 
 def exponents_of(matrices: Num[torch.Tensor, "batch m n"]) -> Int[torch.Tensor, " batch"]:
     """Exponents of the largest entries; 0 within a comfortable range, where scaling would be a copy for nothing."""
     real = torch.view_as_real(matrices) if matrices.is_complex() else matrices
-    low, high = real.flatten(1).aminmax(dim=1)
-    largest = torch.maximum(-low, high)
-    exponents = torch.frexp(largest).exponent.long()
-    return exponents.where((exponents.abs() > 16) & (largest > 0), 0)
+    # over everything is several times faster than along a dimension
+    ends = real.aminmax() if len(real) == 1 else real.flatten(1).aminmax(dim=1)
+    low, high = (x.reshape(-1).tolist() for x in ends)
+    exponents = [frexp(max(-a, b))[1] for a, b in zip(low, high, strict=True)]
+    return torch.tensor([e if abs(e) > 16 else 0 for e in exponents], device=matrices.device)
 
 
 def scaled(values: Num[torch.Tensor, "batch ..."], exponents: Int[torch.Tensor, " batch"]) -> torch.Tensor:

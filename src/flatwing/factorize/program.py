@@ -53,10 +53,15 @@ class Program:
     steps: tuple[Step, ...]
     factors: tuple[tuple[int, Pattern], ...]
     tails: tuple[tuple[int, int, tuple[int, int]], ...]
-    """(split, place, shape) in the order in which the cuts are made."""
+    """(split, place, shape) of each cut in the order in which they are made; a residual comes last, as split 0."""
     entries: int
     numbers: int
     """Entries of the memory of nodes and factors, and float64 numbers of the tails."""
+
+    @cached_property
+    def places(self) -> list[tuple[int, tuple[int, int, int]]]:
+        """Place and shape of each factor."""
+        return [(place, (p.blocks, p.b, p.c)) for place, p in self.factors]
 
     @cached_property
     def table(self) -> np.ndarray:
@@ -89,7 +94,7 @@ class _Writer:
     def step(self, kind: int, lo: int, s: int, hi: int, weight: str = "right", node: int | None = None) -> None:
         split = split_at(self.patterns, lo, s, hi)
         if kind in (CUT, TAILS, RESIDUAL):
-            self.tails.append((s, self.numbers, split.regions))
+            self.tails.append((0 if kind == RESIDUAL else s, self.numbers, split.regions))
         parts = (0, 0) if kind == TAILS else (self.place(lo, s), self.place(s, hi))
         self.steps.append(Step(kind, split, VALUES if node is None else node, *parts, self.numbers, weight))
         if kind in (CUT, TAILS, RESIDUAL):
@@ -101,8 +106,8 @@ class _Writer:
 
 
 @lru_cache(maxsize=256)
-def cuts(patterns: tuple[Pattern, ...], order: tuple[int, ...], orthonormalize: bool) -> Program:
-    """The steps of `butterfly.hierarchical`."""
+def attempt(patterns: tuple[Pattern, ...], order: tuple[int, ...], orthonormalize: bool) -> Program:
+    """The steps of `butterfly.hierarchical`, then those of `fix_signs` and of `residual`."""
     writer = _Writer(patterns)
     for move in schedule(len(patterns), order, orthonormalize):
         lo, s, hi = move.nodes
@@ -110,6 +115,9 @@ def cuts(patterns: tuple[Pattern, ...], order: tuple[int, ...], orthonormalize: 
             writer.step(CUT, lo, s, hi, move.weight, writer.places.get((lo, hi)))
         else:
             writer.step(TO_RIGHT if move.weight == "right" else TO_LEFT, lo, s, hi)
+    for i in range(len(patterns) - 1):
+        writer.step(SIGNS, i, i + 1, i + 2)
+    _fuse(writer, 0, len(patterns))
     return writer.program()
 
 
@@ -124,18 +132,27 @@ def signs(patterns: tuple[Pattern, ...]) -> Program:
 
 @lru_cache(maxsize=256)
 def residual(patterns: tuple[Pattern, ...]) -> Program:
-    """Products of neighbours as a balanced tree, and the squared error of the last one, block by block."""
+    """The steps of `butterfly.residual`."""
     writer = _Writer(patterns)
+    _fuse(writer, 0, len(patterns))
+    return writer.program()
 
-    def fuse(lo: int, hi: int) -> None:
-        if hi - lo > 1:
-            middle = (lo + hi) // 2
-            fuse(lo, middle)
-            fuse(middle, hi)
-            whole = (lo, hi) == (0, len(patterns))
-            writer.step(RESIDUAL if whole else MULTIPLY, lo, middle, hi, node=None if whole else writer.place(lo, hi))
 
-    fuse(0, len(patterns))
+def _fuse(writer: _Writer, lo: int, hi: int) -> None:
+    """Products of neighbours as a balanced tree; the last one is not stored, its error is measured."""
+    if hi - lo > 1:
+        middle = (lo + hi) // 2
+        _fuse(writer, lo, middle)
+        _fuse(writer, middle, hi)
+        whole = (lo, hi) == (0, len(writer.patterns))
+        writer.step(RESIDUAL if whole else MULTIPLY, lo, middle, hi, node=None if whole else writer.place(lo, hi))
+
+
+@lru_cache(maxsize=256)
+def blockwise(count: int, rows: int, columns: int) -> Program:
+    """One cut of rank one: many separate blocks are a block-diagonal matrix."""
+    writer = _Writer((Pattern(count, rows, 1, 1), Pattern(count, 1, columns, 1)))
+    writer.step(CUT, 0, 1, 2)
     return writer.program()
 
 
@@ -145,6 +162,6 @@ def tails(splits: tuple[Split, ...]) -> Program:
     steps, numbers, found = [], 0, []
     for i, split in enumerate(splits):
         steps.append(Step(TAILS, split, VALUES, 0, 0, numbers))
-        found.append((i, numbers, split.regions))
+        found.append((i + 1, numbers, split.regions))
         numbers += prod(split.regions)
     return Program(tuple(steps), (), tuple(found), 0, numbers)

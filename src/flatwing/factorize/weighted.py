@@ -13,7 +13,7 @@ from jaxtyping import Float
 from ..core import as_matrix, threads_for
 from ..structure import Chain, Pattern, SparseProduct
 from ..structure.factor import embed, extract
-from .compiled import hierarchical
+from .compiled import attempt
 from .metric import Metric, cholesky, solve
 
 CG_STEPS = 12  # per factor and sweep; each one lowers the error, the next sweep goes on from there
@@ -138,7 +138,7 @@ def _absorbed(W: torch.Tensor, chain: Chain, metric: Metric) -> SparseProduct:
     inner = Pattern(a, c, c, d)
     blocks = cholesky(extract(metric.covariance, inner))
     values = extract(W @ embed(blocks, inner), chain.pattern)
-    factors, _ = hierarchical(values, chain.patterns, range(1, len(chain)))
+    factors, _, _ = attempt(values, chain.patterns, range(1, len(chain)))
     factors[-1] = torch.linalg.solve_triangular(blocks, factors[-1].reshape(a * d, b, c), upper=False, left=False)
     return SparseProduct(chain, [w.reshape(p.blocks, p.b, p.c) for w, p in zip(factors, chain, strict=True)])
 
