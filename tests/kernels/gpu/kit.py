@@ -57,8 +57,16 @@ def vectors(rows: int, n: int, dtype: torch.dtype, last: bool) -> torch.Tensor:
 
 
 def unwritten(rows: int, n: int, dtype: torch.dtype, last: bool) -> torch.Tensor:
-    """(rows, n) of NaN: what is not written stays visible."""
-    return torch.full((n, rows), torch.nan, dtype=dtype).T if last else torch.full((rows, n), torch.nan, dtype=dtype)
+    """(rows, n) of NaN, with more of them behind: what is not written stays visible, and what should not be, too."""
+    if last:
+        return torch.full((n + 64, rows), torch.nan, dtype=dtype)[:n].T
+    return torch.full((rows + 64, n), torch.nan, dtype=dtype)[:rows]
+
+
+def only_inside(y: torch.Tensor) -> bool:
+    """Whether nothing was written behind the end of what `unwritten` gave."""
+    assert y._base is not None
+    return int((~y._base.isnan()).sum()) <= y.numel()
 
 
 def product(x: torch.Tensor, factors: Sequence[torch.Tensor], depths: Sequence[int]) -> torch.Tensor:

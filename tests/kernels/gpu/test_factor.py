@@ -7,7 +7,7 @@ import torch
 
 from flatwing.kernels.gpu.tiles import Tile
 from flatwing.structure import Pattern
-from kernels.gpu.kit import TOLERANCE, Modules, error, product, unwritten, values, vectors
+from kernels.gpu.kit import TOLERANCE, Modules, error, only_inside, product, unwritten, values, vectors
 
 TILES = {
     "flat": Tile("flat", 16, 16, 16),
@@ -21,6 +21,7 @@ def applied(room: Modules, x: torch.Tensor, w: torch.Tensor, pattern: Pattern, t
     y = unwritten(len(x), pattern.shape[0], x.dtype, last)
     for launch in room.launch.apply_launches(x, w, pattern.d, y, tile):
         launch.run()
+    assert only_inside(y)
     return y
 
 

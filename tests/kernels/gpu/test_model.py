@@ -42,6 +42,8 @@ def test_which_kernel(choices: object, numbers: Arithmetic) -> None:
     assert kernel(Pattern(64, 64, 64, 1)) == "flat"
     assert kernel(Pattern(1, 64, 64, 64)) == "deep"  # runs of neighbouring k
     assert kernel(Pattern(1, 64, 64, 64), last=True) == "flat"  # vectors are neighbours already
+    columns = choices(Pattern(1, 64, 64, 64), 4096, numbers, True, H100)  # type: ignore[operator]
+    assert "deep" not in {choice.tile.kernel for choice in columns}, "the table was not made for that"
     assert kernel(Pattern(1, 2, 2, 2048)) == "tiny"  # a tensor core would multiply zeros
 
 

@@ -6,7 +6,7 @@ import torch
 from flatwing.kernels.gpu.geometry import geometry
 from flatwing.kernels.gpu.tiles import Tile
 from flatwing.structure import Chain, Pattern
-from kernels.gpu.kit import TOLERANCE, Modules, error, product, unwritten, values, vectors
+from kernels.gpu.kit import TOLERANCE, Modules, error, only_inside, product, unwritten, values, vectors
 
 TILE = Tile("pair", 16, 16, 16, 4, 16)
 PAIRS = [
@@ -24,6 +24,7 @@ def fused(room: Modules, x: torch.Tensor, chain: Chain, w: list[torch.Tensor], l
     shape = geometry(left, right)
     for launch in room.launch.pair_launches(x, w[1], w[0], y, shape, TILE):
         launch.run()
+    assert only_inside(y)
     return y
 
 

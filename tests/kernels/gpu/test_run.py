@@ -45,6 +45,16 @@ def test_sixteen_bits(interpreted: Modules, dtype: torch.dtype) -> None:
         assert error(found, right) < TOLERANCE[dtype]
 
 
+def test_parts_of_a_gradient_are_added_in_float32(interpreted: Modules) -> None:
+    chain, rows = Chain.parse("(2,4,3,1)"), 300
+    x, w, d, grad = data(chain, rows, torch.bfloat16, False)
+    _, (found,) = interpreted.run.backward(x, w, d, grad, False)
+    assert found.dtype == torch.bfloat16
+    assert found.is_contiguous()
+    right = gradients(x, w, d, grad)[1]
+    assert error(found, right) < 4e-3, "rounded once, to the nearest: torch adds the parts"
+
+
 def test_no_rows(interpreted: Modules) -> None:
     chain = CHAINS[0]
     x, w, d, grad = data(chain, 0, torch.float32, False)
