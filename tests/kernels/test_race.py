@@ -6,6 +6,7 @@ import torch
 from flatwing import Chain
 from flatwing.kernels import BACKENDS, race
 from flatwing.kernels.backend import Task
+from flatwing.kernels.plan import plan_for
 
 CHAIN = Chain.monarch(16, 24, blocks=4)
 
@@ -21,6 +22,13 @@ def test_all_backends_that_may_run_and_dense_take_part(dtype: torch.dtype, train
     for timing in timings.values():
         assert 0 < timing.low <= timing.seconds <= timing.high
         assert timing.rounds == race.ROUNDS
+
+
+def test_who_has_no_chance_does_not_take_part() -> None:
+    task = Task(Chain.butterfly(1024), 1)
+    times = dict(plan_for(task).times)
+    assert times["dense"] > race.HOPELESS * min(times.values())
+    assert set(race.race(task, seconds=0.0)) == set(times) - {"dense"} | {"F.linear"}
 
 
 def test_a_step_takes_gradients_of_everything(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,7 +60,7 @@ def test_turns_are_interleaved(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
     times = race._turns({n: lambda n=n: calls.append(n) for n in "abc"}, 0.0, "cpu", seed=0)
     assert {n: len(own) for n, own in times.items()} == dict.fromkeys("abc", race.ROUNDS)
-    rounds = ["".join(calls[i : i + 3]) for i in range(9, len(calls), 3)]  # after three calls each to warm up
+    rounds = ["".join(calls[i : i + 3]) for i in range(12, len(calls), 3)]  # after four calls each to warm up
     assert len(rounds) == race.ROUNDS
     assert {"".join(sorted(own)) for own in rounds} == {"abc"}
     assert len(set(rounds)) > 1, "in another order each time"

@@ -18,12 +18,13 @@ import torch
 
 from ..structure import SparseProduct
 from .api import multiply
-from .backend import BACKENDS, Task
-from .plan import NEVER_CHOSEN
+from .backend import Task
+from .plan import plan_for
 
 DENSE = "F.linear"
 ROUNDS = 7  # at least
-SAMPLE = 50e-6  # seconds; shorter calls are repeated until they take that long
+SAMPLE = 1e-3  # seconds; shorter calls are repeated until they take that long
+HOPELESS = 30  # times the fastest prediction: who is expected to take so long does not take part
 HEADROOM = 0.8  # of the free memory may be used
 
 
@@ -39,7 +40,7 @@ class Timing:
 
 
 def race(task: Task, names: Sequence[str] | None = None, *, seconds: float = 0.3, seed: int = 0) -> dict[str, Timing]:
-    """Times of the backends (by default all that may be chosen) and of `F.linear` with a dense matrix, by name.
+    """Times of the backends (by default all that have a chance) and of `F.linear` with a dense matrix, by name.
 
     They take turns in an order drawn anew in each round, so that what else the machine does hits all alike, for about
     `seconds` each and at least `ROUNDS` rounds. Whole calls are timed: `multiply`, for `task.train` with the gradients
@@ -54,8 +55,9 @@ def race(task: Task, names: Sequence[str] | None = None, *, seconds: float = 0.3
     (['F.linear', 'bmm'], True)
     """
     if names is None:
-        names = [n for n, b in BACKENDS.items() if b.unsupported_because(task) is None and n not in NEVER_CHOSEN]
-    require_memory(task)
+        times = plan_for(task).times
+        names = [name for name, expected in times if expected <= HOPELESS * times[0][1]]
+    require_memory(task, "dense" in names)
     generator = torch.Generator(task.device).manual_seed(seed)
     last = task.layout == "batch-last"
     (m, n), rows = task.chain.shape, task.rows
@@ -76,11 +78,18 @@ def race(task: Task, names: Sequence[str] | None = None, *, seconds: float = 0.3
         return {name: _timing(times) for name, times in _turns(calls, seconds, task.device, seed).items()}
 
 
-def require_memory(task: Task) -> None:
-    """Raise `ValueError` if the vectors, their images, the dense matrix and the factors do not fit in free memory."""
+def require_memory(task: Task, merging: bool = False) -> None:
+    """Raise `ValueError` if the vectors, their images, the dense matrix and the factors do not fit in free memory.
+
+    `merging` counts in a backend that makes the matrix of the factors, with the copies on the way.
+    """
     (m, n), rows = task.chain.shape, task.rows
     widest = max(p.shape[0] for p in task.chain)
-    needed = (m * n + task.chain.nnz + rows * (m + n + 2 * widest)) * task.dtype.itemsize * (3 if task.train else 1)
+    needed = (
+        ((4 if merging else 1) * m * n + task.chain.nnz + rows * (m + n + 2 * widest))
+        * task.dtype.itemsize
+        * (3 if task.train else 1)
+    )
     free = free_memory(task.device)
     if free is not None and needed > HEADROOM * free:
         raise ValueError(
@@ -136,6 +145,8 @@ def _turns(calls: dict[str, Callable[[], object]], seconds: float, device: str, 
     wait = torch.cuda.synchronize if device == "cuda" else lambda: None
 
     def timed(call: Callable[[], object], repeats: int) -> float:
+        if repeats > 1:
+            call()  # what it needs is in the caches again, whatever the others left there
         wait()
         start = time.perf_counter()
         for _ in range(repeats):
