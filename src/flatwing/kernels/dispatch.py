@@ -43,7 +43,9 @@ def run(x: Tensor, factors: Sequence[Tensor], call: Call) -> Tensor:
         # a counter knows the operations of torch; registering ours with it would import the counter, and Triton with it
         return native.forward(x, factors, call.depths, call.last).contiguous()
     recording = torch.is_grad_enabled() and (x.requires_grad or any(w.requires_grad for w in factors))
-    if recording or _transformed():
+    if _peek() is not None:
+        return _Transformable.apply(x, call, *factors)
+    if recording or forward_ad._current_level >= 0:
         return _Multiply.apply(x, call, *factors)
     return _forward(x, factors, call)
 
@@ -70,7 +72,42 @@ def _forward(x: Tensor, factors: Sequence[Tensor], call: Call) -> Tensor:
 
 
 class _Multiply(torch.autograd.Function):
+    """For plain autograd, and forward mode: without `setup_context`, whose arguments torch binds for 20 us per call."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, call: Call, *factors: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx.call = call
+        ctx.save_for_backward(x, *factors)
+        if forward_ad._current_level >= 0:
+            ctx.save_for_forward(x, *factors)
+        return _forward(x, factors, call)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        x, *factors = ctx.saved_tensors
+        depths, backend, last = ctx.call
+        if torch.is_grad_enabled() or _transformed() or _batched(grad):
+            gx, gw = native.backward(x, factors, depths, grad, last)
+            return (gx, None, *gw)
+        if not (_plain(x, factors) and _plain(grad, ())):
+            gx, *gw = backward_op(x, factors, list(depths), backend, last, grad)
+            return (gx, None, *gw)
+        need_x, _, *needed = ctx.needs_input_grad
+        found = BACKENDS[backend].backward(x, factors, depths, grad, last, need_x, any(needed))
+        return (found.x, None, *(found.factors or [None] * len(factors)))
+
+    @staticmethod
+    def jvp(ctx: Any, dx: Tensor | None, _: None, *dfactors: Tensor | None) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        x, *factors = ctx.saved_tensors
+        return native.tangent(x, factors, ctx.call.depths, ctx.call.last, dx, dfactors)
+
+
+class _Transformable(torch.autograd.Function):
+    """The same for `torch.func`."""
+
     generate_vmap_rule = True
+    backward = _Multiply.backward
+    jvp = _Multiply.jvp
 
     @staticmethod
     def forward(x: Tensor, call: Call, *factors: Tensor) -> Tensor:
@@ -81,25 +118,6 @@ class _Multiply(torch.autograd.Function):
         x, ctx.call, *factors = inputs
         ctx.save_for_backward(x, *factors)
         ctx.save_for_forward(x, *factors)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        x, *factors = ctx.saved_tensors
-        depths, backend, last = ctx.call
-        need_x, _, *needed = ctx.needs_input_grad
-        if torch.is_grad_enabled() or _transformed() or _batched(grad):
-            gx, gw = native.backward(x, factors, depths, grad, last)
-            return (gx, None, *gw)
-        if not (_plain(x, factors) and _plain(grad, ())):
-            gx, *gw = backward_op(x, factors, list(depths), backend, last, grad)
-            return (gx, None, *gw)
-        found = BACKENDS[backend].backward(x, factors, depths, grad, last, need_x, any(needed))
-        return (found.x, None, *(found.factors or [None] * len(factors)))
-
-    @staticmethod
-    def jvp(ctx: Any, dx: Tensor | None, _: None, *dfactors: Tensor | None) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        x, *factors = ctx.saved_tensors
-        return native.tangent(x, factors, ctx.call.depths, ctx.call.last, dx, dfactors)
 
 
 def resolve(
