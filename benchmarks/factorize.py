@@ -5,9 +5,10 @@
 
 Prints a table per number of threads and writes benchmarks/results/factorize.json and .png. A ratio above 1 means that
 flatwing is faster. The first call of every method is not timed: ours compiles once per dtype and machine (its seconds
-are printed and stored), theirs import and allocate. Beside the times stands the time to read the matrix once. Peers give no certificate; the ratio that counts is the one against the fastest peer whose error is
-not larger than ours by more than 0.001 % (errors below 1e-5 in float32 and 1e-13 in float64 count as none), the other one
-is against the fastest peer whatever its error.
+are printed and stored), theirs import and allocate. Beside the times stands the time to read the matrix once.
+Peers give no certificate; the ratio that counts is the one against the fastest peer whose error is not larger than ours
+by more than 0.001 % (errors below 1e-5 in float32 and 1e-13 in float64 count as none), the other one is against the
+fastest peer whatever its error.
 """
 
 from __future__ import annotations
@@ -119,7 +120,7 @@ def measure(sizes: list[int], threads: int) -> list[dict[str, Any]]:
 
 
 def first_call(matrix: Any) -> float:
-    """Seconds of the first factorization in this process; with an empty cache of compiled code, compilation included."""
+    """Seconds of the first factorization in this process: loading, or with an empty cache compiling, included."""
     from flatwing import Chain, factorize
 
     start = time.perf_counter()

@@ -115,8 +115,8 @@ def factorize(
                 error = problem.outside + problem.per_matrix(regions)
                 if refine:
                     factors = refine_factors(problem, factors, int(refine), refine_sites, say)
-                    factors = fix_signs(factors, problem.patterns)
                     error = problem.error(factors)
+                    factors = fix_signs(factors, problem.patterns)
                 attempts.append(_Attempt(problem, cuts, label, factors, tails, error))
         best = min(attempts, key=lambda a: a.problem.total(a.error))
         others = [a for a in attempts if a.label == best.label and a is not best]
