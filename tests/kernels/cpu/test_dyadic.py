@@ -3,6 +3,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
 import pytest
 import torch
@@ -124,6 +125,28 @@ def test_threads_give_the_values_of_one(threads: int, monkeypatch: pytest.Monkey
     assert alone is not None
     assert first.x is not None
     assert torch.equal(first.x, alone)
+
+
+def test_threads_share_no_memory_that_they_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "WORTH", 1e-12)
+    depths, factors, x = draw("butterfly(128)", 200, torch.float32)
+    buffers, sums = [], []
+    push, pull = dyadic.kernels.push, dyadic.kernels.pull
+    monkeypatch.setattr(dyadic.kernels, "push", lambda *args: buffers.append(args[-2]) or push(*args))
+    monkeypatch.setattr(
+        dyadic.kernels, "pull", lambda *args: (buffers.append(args[-1]), sums.append(args[5]), pull(*args))
+    )
+    for run in (
+        lambda: dyadic.forward(x, factors, depths, False, 3),
+        lambda: dyadic.backward(x, factors, depths, x, False, threads=3),
+    ):
+        buffers.clear()
+        run()
+        buffers.sort()
+        assert len(buffers) == 3
+        assert all(high - low >= 16 * 128 * 4 for low, high in pairwise(buffers)), "a tile each"
+    sums.sort()
+    assert all(high - low >= 7 * 2 * 128 * 4 for low, high in pairwise(sums)), "all weights each"
 
 
 def test_small_work_stays_in_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:

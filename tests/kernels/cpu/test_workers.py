@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -48,16 +50,20 @@ def test_first_failure_is_raised_when_every_part_has_ended() -> None:
     assert sorted(ended) == [0, 3]
 
 
+NESTED = """
+from flatwing.kernels.cpu import workers
+
+def part(i):
+    return sum(workers.run(lambda: i, [(), (), ()]))
+
+print(workers.run(part, [(i,) for i in range(50)]) == [3 * i for i in range(50)])
+"""
+
+
 def test_a_busy_pool_does_not_block() -> None:
-    # every part asks for two more: without taking work back, the pool would wait for itself
-    def leaf(i: int) -> int:
-        return i
-
-    def part(i: int) -> int:
-        return sum(workers.run(leaf, [(i,), (i,), (i,)]))
-
-    many = 50
-    assert workers.run(part, [(i,) for i in range(many)]) == [3 * i for i in range(many)]
+    # every part asks for two more: without taking work back, the pool would wait for itself, here and at exit
+    done = subprocess.run([sys.executable, "-c", NESTED], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.split() == ["True"]
 
 
 def test_useful() -> None:
@@ -89,5 +95,10 @@ def test_a_forked_child_has_its_own_pool() -> None:
     workers.run(abs, [(-1,), (-2,)])  # threads of the parent's pool, which a child does not have
     child = os.fork()
     if child == 0:
-        os._exit(0 if workers.run(abs, [(-1,), (-2,), (-3,)]) == [1, 2, 3] else 1)
+        met = False
+        try:
+            meeting = threading.Barrier(2, timeout=20)  # passes only if two threads are inside
+            met = sorted(workers.run(meeting.wait, [(), ()])) == [0, 1]
+        finally:
+            os._exit(0 if met else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib.util import find_spec
 from typing import Any, final
 
 import torch
+from torch.utils._python_dispatch import _disable_current_modes
 from typing_extensions import override
 
 from ...structure import Chain
-from ..backend import BACKENDS, Backend, Gradients, Task, chain_of
+from ..backend import BACKENDS, Backend, Gradients, Task
 
 HALVES = (torch.bfloat16, torch.float16)
 """Types that are computed in float32."""
@@ -68,7 +69,7 @@ class NumbaCPU(Backend):
     ) -> torch.Tensor:
         if x.dtype in HALVES:
             return self.forward(x.float(), [w.float() for w in factors], depths, last).to(x.dtype)
-        kernels = _chosen(tuple(depths), tuple([w.shape for w in factors]), x.dtype, last)
+        kernels = _chosen(tuple(depths), [w.shape for w in factors], x.dtype, last)
         return kernels.forward(x, factors, depths, last, torch.get_num_threads())
 
     @override
@@ -86,7 +87,7 @@ class NumbaCPU(Backend):
             wide = [w.float() for w in factors]
             gx, gw = self.backward(x.float(), wide, depths, grad.float(), last, need_x, need_factors)
             return Gradients(gx if gx is None else gx.to(x.dtype), gw if gw is None else [g.to(x.dtype) for g in gw])
-        kernels = _chosen(tuple(depths), tuple([w.shape for w in factors]), x.dtype, last)
+        kernels = _chosen(tuple(depths), [w.shape for w in factors], x.dtype, last)
         return kernels.backward(x, factors, depths, grad, last, need_x, need_factors, torch.get_num_threads())
 
 
@@ -94,7 +95,9 @@ def _computed(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in HALVES else dtype
 
 
+@cache
 def _kernels(name: str) -> Any:
+    """The module of kernels; the first call imports numba."""
     return importlib.import_module(f"..cpu.{name}", __package__)
 
 
@@ -105,21 +108,32 @@ def _route(chain: Chain, dtype: torch.dtype, last: bool) -> tuple[str, str | Non
     return "blocks", _kernels("blocks").unsupported_because(chain, dtype, 1, last)
 
 
+def _chosen(depths: tuple[int, ...], shapes: list[torch.Size], dtype: torch.dtype, last: bool) -> Any:
+    """The kernels for factors of these shapes; on the way of every call."""
+    found = None if last else _dyadic_shapes(depths, shapes[0][0], dtype)
+    return _kernels("dyadic") if shapes == found else _kernels("blocks")
+
+
 @lru_cache(maxsize=1024)
-def _chosen(depths: tuple[int, ...], shapes: tuple[torch.Size, ...], dtype: torch.dtype, last: bool) -> Any:
-    """The kernels for factors of these shapes."""
-    factors = [torch.empty(shape, device="meta") for shape in shapes]
-    return _kernels(_route(chain_of(factors, depths), dtype, last)[0])
+def _dyadic_shapes(depths: tuple[int, ...], blocks: int, dtype: torch.dtype) -> list[torch.Size] | None:
+    """The shapes of factors with these depths that the dyadic kernels take, if the first has so many blocks."""
+    if any(blocks % d for d in depths):
+        return None
+    chain = Chain([(blocks // d, 2, 2, d) for d in depths])
+    name, _ = _route(chain, dtype, False)
+    return [torch.Size((blocks, 2, 2))] * len(depths) if name == "dyadic" else None
 
 
 def _try(name: str, dtype: torch.dtype, train: bool) -> None:
     chain = Chain.butterfly(64)
-    x, factors = torch.ones(1, 64, dtype=dtype), [torch.ones(32, 2, 2, dtype=dtype) for _ in chain]
-    depths = [p.d for p in chain]
     kernels = _kernels(name)
-    kernels.forward(x, factors, depths, False, 1)
-    if train:
-        kernels.backward(x, factors, depths, x, False, True, True, 1)
+    # the first call may come from inside a transform or a fake mode, where even new tensors have no memory
+    with _disable_current_modes(), torch._C._DisableFuncTorch(), torch.no_grad():
+        x = torch.ones(1, 64, dtype=dtype, device="cpu")
+        factors = [torch.ones(32, 2, 2, dtype=dtype, device="cpu") for _ in chain]
+        kernels.forward(x, factors, chain.depths, False, 1)
+        if train:
+            kernels.backward(x, factors, chain.depths, x, False, True, True, 1)
 
 
 def _first_line(error: Exception) -> str:

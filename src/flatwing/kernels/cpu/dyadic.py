@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -18,11 +19,14 @@ from .simd import vector_bytes
 KINDS = {torch.float32: np.float32(0), torch.float64: np.float64(0)}
 LANES = {dtype: vector_bytes() // dtype.itemsize for dtype in KINDS}
 
-TILE = 256 << 10
-"""Bytes of the rows of a tile: with the weights they shall fit into the second cache."""
+TILE, TILE_BACK = 256 << 10, 640 << 10
+"""Bytes of the rows of a tile; of its state before each pass. With the weights they shall fit into the second cache."""
 
-MOST_ROWS = 32
-"""Rows of a tile; more do not make the weights, which are read once per tile, noticeably cheaper."""
+FEWEST_ROWS, MOST_ROWS = 4, 16
+"""Rows of a tile: fewer would read the weights too often, more do not make that noticeably cheaper."""
+
+PAGE = 4096
+"""Bytes after which lines fall into the same set of the first cache again."""
 
 LAST_CACHE = 16 << 20
 """Bytes of a result from which on it is written past the caches, which saves reading it first."""
@@ -80,7 +84,7 @@ def forward(
     >>> forward(torch.ones(1, 16), factors, (8, 4, 2, 1), last=False, threads=1)[0, :3]
     tensor([16., 16., 16.])
     """
-    return _push(_rows(x), [w if w.is_contiguous() else w.contiguous() for w in factors], tuple(depths), threads, 0)
+    return _push(x, factors, tuple(depths), threads, 0)
 
 
 def backward(
@@ -98,67 +102,90 @@ def backward(
     Sums over rows are taken per thread, then over threads, in a fixed order: the same number of threads gives the same
     numbers. Cost: up to 3.5 times `forward`.
     """
-    factors = [w if w.is_contiguous() else w.contiguous() for w in factors]
-    if not need_factors:
-        # the gradient of x is the transposed product: the chain from right to left, each block transposed
-        return Gradients(_push(_rows(grad), factors[::-1], tuple(depths)[::-1], threads, 1) if need_x else None, None)
-    return _pull(_rows(x), factors, tuple(depths), _rows(grad), need_x, threads)
+    if need_factors:
+        return _pull(x, factors, tuple(depths), grad, need_x, threads)
+    # the gradient of x is the transposed product: the chain from right to left, each block transposed
+    return Gradients(_push(grad, factors[::-1], tuple(depths)[::-1], threads, 1) if need_x else None, None)
+
+
+class _Plan(NamedTuple):
+    """What the kernels are told about a chain."""
+
+    kind: np.floating
+    item: int
+    table: np.ndarray
+    size: int
+    """Bytes of packed weights."""
+    slots: int
+    """Factors of a pass with strides within a vector."""
+    tile: int
+    """Rows of a tile."""
+    few: int
+    """Rows at a time in the last pass: where rows of the result share sets of the first cache, it holds but few."""
+    room: int
+    """Bytes of the buffers that one thread needs."""
+
+
+@lru_cache(maxsize=256)
+def _plan(depths: tuple[int, ...], n: int, dtype: torch.dtype, back: bool) -> _Plan:
+    item, lanes = dtype.itemsize, LANES[dtype]
+    table, size = passes(depths, n, lanes, RADIX_BACK if back else 4)
+    tiles = len(table) if back else 1  # alive at the same time
+    tile = max(FEWEST_ROWS, min(MOST_ROWS, (TILE_BACK if back else TILE) // (n * item * tiles)))
+    room = tiles * tile * (n * item + kernels.LINE)
+    few = tile if n * item % PAGE else 4 if n * item <= 2 * PAGE else 8
+    return _Plan(KINDS[dtype], item, table, size * item, lanes.bit_length() - 1, tile, few, room)
 
 
 def _rows(x: torch.Tensor) -> torch.Tensor:
     return x if x.stride(1) == 1 else x.contiguous()
 
 
-class _Sizes(NamedTuple):
-    n: int
-    item: int
-    slots: int
-    """Factors of a pass with strides within a vector."""
-    tile: int
-    room: int
-    """Bytes of the buffer of one tile."""
-
-
-def _sizes(x: torch.Tensor, tiles: int) -> _Sizes:
-    """Sizes for tiles of rows, so many of which are alive at a time."""
-    n, item = x.shape[1], x.itemsize
-    tile = max(4, min(MOST_ROWS, TILE // (n * item * tiles), x.shape[0]))
-    return _Sizes(n, item, LANES[x.dtype].bit_length() - 1, tile, tile * (n * item + kernels.LINE))
+def _readable(factors: Sequence[torch.Tensor]) -> tuple[Sequence[torch.Tensor], np.ndarray]:
+    """The factors, copied unless they are contiguous, and their addresses."""
+    found = [w.data_ptr() for w in factors if w.is_contiguous()]
+    if len(found) < len(factors):
+        factors = [w.contiguous() for w in factors]
+        found = [w.data_ptr() for w in factors]
+    return factors, np.array(found)
 
 
 def _result(x: torch.Tensor) -> torch.Tensor:
-    y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    """A new tensor like x, contiguous."""
+    y = torch.empty_like(x) if x.is_contiguous() else torch.empty_like(x, memory_format=torch.contiguous_format)
     workers.expect(y.data_ptr(), y.nbytes)
     return y
+
+
+def _pieces(rows: int, threads: int, seconds: float, tile: int) -> list[tuple[int, int]]:
+    """The rows of each thread, for work that takes one of them so many seconds."""
+    return workers.split(rows, workers.useful(threads, seconds), tile) if threads > 1 else [(0, rows)]
 
 
 def _push(
     x: torch.Tensor, factors: Sequence[torch.Tensor], depths: tuple[int, ...], threads: int, flip: int
 ) -> torch.Tensor:
-    y = _result(x)
-    kind, count = KINDS[x.dtype], x.shape[0]
-    n, item, slots, tile, room = _sizes(x, 1)
-    table, size = passes(depths, n, LANES[x.dtype])
-    if threads > 1:
-        threads = workers.useful(threads, count * n * len(depths) * item * 1e-11)
-    pieces = workers.split(count, threads, tile) if threads > 1 else ((0, count),)
-    packed, held = workers.scratch(size * item + room * len(pieces))
-    buffer, pointers = packed + size * item, np.array([w.data_ptr() for w in factors])
-    source, lead, target = x.data_ptr(), x.stride(0), y.data_ptr()
+    x, y = _rows(x), _result(x)
+    factors, pointers = _readable(factors)
+    rows, n = x.shape
+    kind, item, table, size, slots, tile, few, room = _plan(depths, n, x.dtype, False)
+    pieces = _pieces(rows, threads, rows * n * len(depths) * item * 1e-11, tile)
+    packed, held = workers.scratch(size + room * len(pieces))
+    buffer, source, lead, target = packed + size, x.data_ptr(), x.stride(0), y.data_ptr()
     stream = y.nbytes > LAST_CACHE and vector_bytes() == kernels.LINE and target % kernels.LINE == 0
     if len(pieces) == 1:
         kernels.multiply(
-            kind, item, table, pointers, packed, source, lead, target, count, tile, n, buffer, stream, slots, flip
+            kind, item, table, pointers, packed, source, lead, target, rows, tile, few, n, buffer, stream, slots, flip
         )
         return y
     kernels.pack(kind, item, table, pointers, packed, n, slots, flip)
 
     def part(number: int, start: int, stop: int) -> None:
-        own = buffer + number * room
-        kernels.push(kind, item, table, packed, source, lead, target, start, stop, tile, n, own, stream)
+        mine = buffer + number * room
+        kernels.push(kind, item, table, packed, source, lead, target, start, stop, tile, few, n, mine, stream)
 
     workers.run(part, [(number, *piece) for number, piece in enumerate(pieces)])
-    del held
+    del held  # only now
     return y
 
 
@@ -170,35 +197,32 @@ def _pull(
     need_x: bool,
     threads: int,
 ) -> Gradients:
-    kind, count = KINDS[x.dtype], x.shape[0]
-    table, size = passes(depths, x.shape[1], LANES[x.dtype], RADIX_BACK)
-    n, item, slots, tile, room = _sizes(x, len(table))
-    room *= len(table)
-    if threads > 1:
-        threads = workers.useful(threads, count * n * len(depths) * item * 4e-11)
-    pieces = workers.split(count, threads, tile) if threads > 1 else ((0, count),)
-    packed, held = workers.scratch(size * item + (size * item + room) * len(pieces))
-    sums = packed + size * item
-    buffer = sums + size * item * len(pieces)
-    gx, grads = _result(x) if need_x else None, [torch.empty_like(w) for w in factors]
-    gx_pointer = 0 if gx is None else gx.data_ptr()
-    pointers, targets = np.array([w.data_ptr() for w in factors]), np.array([w.data_ptr() for w in grads])
+    x, grad = _rows(x), _rows(grad)
+    factors, pointers = _readable(factors)
+    gx, (grads, targets) = _result(x) if need_x else None, _readable([torch.empty_like(w) for w in factors])
+    rows, n = x.shape
+    kind, item, table, size, slots, tile, _, room = _plan(depths, n, x.dtype, True)
+    pieces = _pieces(rows, threads, rows * n * len(depths) * item * 4e-11, tile)
+    packed, held = workers.scratch(size + (size + room) * len(pieces))
+    sums = packed + size
+    buffer = sums + size * len(pieces)
+    target = 0 if gx is None else gx.data_ptr()
     source, lead, given, lead_g = x.data_ptr(), x.stride(0), grad.data_ptr(), grad.stride(0)
     if len(pieces) == 1:
         kernels.differentiate(
-            kind, item, table, pointers, targets, size, packed, sums, source, lead, given, lead_g, gx_pointer, count,
+            kind, item, table, pointers, targets, size, packed, sums, source, lead, given, lead_g, target, rows,
             tile, n, buffer, slots,
         )  # fmt: skip
-        return Gradients(gx, grads)
+        return Gradients(gx, list(grads))
     kernels.pack(kind, item, table, pointers, packed, n, slots, 0)
 
     def part(number: int, start: int, stop: int) -> None:
-        own, mine = buffer + number * room, sums + number * size * item
+        own, mine = sums + number * size, buffer + number * room
         kernels.pull(
-            kind, item, table, size, packed, mine, source, lead, given, lead_g, gx_pointer, start, stop, tile, n, own
+            kind, item, table, size, packed, own, source, lead, given, lead_g, target, start, stop, tile, n, mine
         )
 
     workers.run(part, [(number, *piece) for number, piece in enumerate(pieces)])
     kernels.unpack(kind, item, table, targets, sums, size, len(pieces), n, slots)
-    del held
-    return Gradients(gx, grads)
+    del held  # only now
+    return Gradients(gx, list(grads))

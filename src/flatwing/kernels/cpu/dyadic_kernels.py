@@ -52,8 +52,8 @@ def pack(kind, item, table, factors, packed, n, slots, flip):
 @compiled
 @no_type_check
 def unpack(kind, item, table, factors, packed, size, parts, n, slots):
-    """The sum of the parts' packed gradients of weights, written as (a*d, 2, 2) to the given addresses."""
-    gather(kind, packed, size, parts)
+    """The sum of the parts' packed gradients of weights, `size` bytes each, written as (a*d, 2, 2) to the addresses."""
+    gather(kind, packed, size // item, parts)
     for i in range(table.shape[0]):
         t, p = table[i], packed + table[i, OFFSET] * item
         if t[KIND] <= DESCENDING:
@@ -110,21 +110,26 @@ def _apply_back(kind, t, x, lead, g, lead_g, out, lead_out, rows, p, sums, n):
 
 @compiled
 @no_type_check
-def push(kind, item, table, packed, x, lead, y, start, stop, tile, n, buffer, stream):
-    """Rows start to stop of x, `tile` at a time, through all passes; `buffer` holds tile * (n + 64 / item) elements."""
+def push(kind, item, table, packed, x, lead, y, start, stop, tile, few, n, buffer, stream):
+    """Rows start to stop of x, `tile` at a time, through all passes, and `few` at a time through the last one.
+
+    `buffer` holds tile * (n + 64 / item) elements.
+    """
     room = n + LINE // item  # rows of a power of two would all fall into the same sets of the cache
     final = table.shape[0] - 1
+    p = packed + table[final, OFFSET] * item
     for row in range(start, stop, tile):
-        rows = min(tile, stop - row)
+        end = min(row + tile, stop)
         source, lead_in = x + row * lead * item, lead
         for i in range(final):
-            _apply(kind, table[i], source, lead_in, buffer, room, rows, packed + table[i, OFFSET] * item, n)
+            _apply(kind, table[i], source, lead_in, buffer, room, end - row, packed + table[i, OFFSET] * item, n)
             source, lead_in = buffer, room
-        p, target = packed + table[final, OFFSET] * item, y + row * n * item
-        if stream:
-            _apply_past_caches(kind, table[final], source, lead_in, target, n, rows, p, n)
-        else:
-            _apply(kind, table[final], source, lead_in, target, n, rows, p, n)
+        for at in range(row, end, few):
+            source_at, target = source + (at - row) * lead_in * item, y + at * n * item
+            if stream:
+                _apply_past_caches(kind, table[final], source_at, lead_in, target, n, min(few, end - at), p, n)
+            else:
+                _apply(kind, table[final], source_at, lead_in, target, n, min(few, end - at), p, n)
     if stream:
         fence(kind)
 
@@ -138,7 +143,7 @@ def pull(kind, item, table, size, packed, sums, x, lead, g, lead_g, gx, start, s
     """
     room = n + LINE // item
     step = tile * room * item
-    clear(kind, sums, size)
+    clear(kind, sums, size // item)
     for row in range(start, stop, tile):
         rows = min(tile, stop - row)
         source, lead_in = x + row * lead * item, lead
@@ -160,10 +165,10 @@ def pull(kind, item, table, size, packed, sums, x, lead, g, lead_g, gx, start, s
 
 @compiled
 @no_type_check
-def multiply(kind, item, table, factors, packed, x, lead, y, rows, tile, n, buffer, stream, slots, flip):
+def multiply(kind, item, table, factors, packed, x, lead, y, rows, tile, few, n, buffer, stream, slots, flip):
     """`pack` and `push`: the whole work of one thread in one call."""
     pack(kind, item, table, factors, packed, n, slots, flip)
-    push(kind, item, table, packed, x, lead, y, 0, rows, tile, n, buffer, stream)
+    push(kind, item, table, packed, x, lead, y, 0, rows, tile, few, n, buffer, stream)
 
 
 @compiled
