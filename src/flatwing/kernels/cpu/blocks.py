@@ -12,6 +12,7 @@ import torch
 from ...structure import Chain
 from ..backend import Gradients
 from . import blocks_backward, blocks_kernels, workers
+from .blocks_cost import seconds as seconds
 from .simd import vector_bytes
 from .tiles import UNIT
 
@@ -218,23 +219,3 @@ def backward(
         total += other
     pieces = [piece.view(w.shape) for piece, w in zip(total.split(sizes), call.weights, strict=True)]
     return Gradients(y if need_x else None, pieces[::-1])
-
-
-def seconds(chain: Chain, rows: int, dtype: torch.dtype, last: bool, train: bool, threads: int) -> float:
-    """Predicted time of one call, from the multiplications, the transposition of tiles and the reading of weights.
-
-    >>> seconds(Chain.butterfly(64), 100, torch.float32, False, True, 1) > 0
-    True
-    """
-    planes = 2 if dtype.is_complex else 1
-    width = vector_bytes() * planes // dtype.itemsize
-    padded = -(-rows // width) * width
-    vectors = padded * dtype.itemsize / vector_bytes()  # machine vectors in a row of all tiles
-    work = chain.nnz * vectors * planes * CYCLE
-    work += sum(p.blocks for p in chain) * (padded / width) * BLOCK
-    moved = sum(chain.shape) * vectors * (MOVE if last else TURN)
-    total = (5.0 * work + 2 * moved if train else work) + moved + chain.nnz * dtype.itemsize * READ
-    return total / workers.useful(threads, total)
-
-
-CYCLE, BLOCK, MOVE, TURN, READ = 0.3e-9, 5e-9, 1e-9, 2e-9, 5e-11

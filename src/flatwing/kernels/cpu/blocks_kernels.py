@@ -31,7 +31,7 @@ def _through(tag, spec, factors, this, other, count, pitch, gathered, few):
         w, a, b = word(tag, at), word(tag, at + 8), word(tag, at + 16)
         c, d = word(tag, at + 24), word(tag, at + 32)
         packed, run, next_c, next_d = run > 0, 0, 0, 0
-        if few and b >= 8 and c * planes(tag) >= 4 * lanes(tag) and c * planes(tag) % lanes(tag) == 0:
+        if few and b >= 16 and c * planes(tag) >= 4 * lanes(tag) and c * planes(tag) % lanes(tag) == 0:
             apply_few(tag, w, a, b, c, d, this, other, gathered, few)
             this, other = other, this
             continue
