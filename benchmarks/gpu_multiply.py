@@ -224,8 +224,17 @@ def show(title: str, rows: list[dict[str, Any]], columns: tuple[str, ...], name:
         print(" ".join([f"{row[name]!s:>30}", *(f"{row[c]:30.2f}" for c in columns)]))
     for c in columns:
         values = [row[c] for row in rows if row[c] == row[c]]
-        if values:
+        if values and c != "rows":
             print(f"median of {c}: {statistics.median(values):.2f}")
+
+
+def without_nan(value: Any) -> Any:
+    """What JSON can hold: a ratio to something that did not run is null."""
+    if isinstance(value, dict):
+        return {key: without_nan(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [without_nan(entry) for entry in value]
+    return None if isinstance(value, float) and value != value else value
 
 
 def main() -> None:
@@ -259,7 +268,7 @@ def main() -> None:
 
         RESULTS.mkdir(exist_ok=True)
         with replacing(RESULTS / "gpu_multiply.json") as temporary:
-            temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+            temporary.write_text(json.dumps(without_nan(result), indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
