@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import flatwing
 from flatwing import Chain, SparseProduct
 from flatwing.kernels import explain, multiply, wisdom
 from flatwing.kernels.backend import Task
@@ -66,6 +67,7 @@ def test_another_machine_is_not_known(wisdom_file: Path, monkeypatch: pytest.Mon
 
 def test_machine_tells_what_times_depend_on() -> None:
     assert f"torch {torch.__version__}" in wisdom.machine()
+    assert wisdom.machine().endswith(f", flatwing {flatwing.__version__}")
     assert not wisdom.machine().startswith(",")
 
 
@@ -90,8 +92,10 @@ def test_new_numbers_join_the_old_ones_and_the_last_one_stays(wisdom_file: Path)
 def test_what_another_process_stored_meanwhile_stays(wisdom_file: Path) -> None:
     assert wisdom.lookup(TASK) == {}  # has read: there is nothing
     code = (
-        "import sys; from flatwing import Chain; from flatwing.kernels import wisdom\n"
+        "import sys, time; from flatwing import Chain; from flatwing.kernels import wisdom\n"
         "from flatwing.kernels.backend import Task\n"
+        "read = wisdom._read\n"
+        "wisdom._read = lambda place: (read(place), time.sleep(0.01))[0]\n"  # time for the other one to write
         "for i in range(20): wisdom.store(Task(Chain.butterfly(16), rows=1 << i), {sys.argv[1]: 1e-6})"
     )
     commands = [[sys.executable, "-c", code, name] for name in ("one", "two")]

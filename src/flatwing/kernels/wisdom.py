@@ -15,6 +15,8 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as installed_version
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -110,13 +112,15 @@ def path() -> Path | None:
 @cache
 def machine(device: str = "cpu") -> str:
     """What measured times depend on besides the task: processor or GPU, versions of torch and flatwing."""
-    from .. import __version__
-
     if device == "cuda" and torch.cuda.is_available():
         name = torch.cuda.get_device_name()
     else:
         name = _processor() if device == "cpu" else device
-    return f"{name}, torch {torch.__version__}, flatwing {__version__}"
+    try:
+        own = installed_version("flatwing")
+    except PackageNotFoundError:  # the source alone
+        own = "?"
+    return f"{name}, torch {torch.__version__}, flatwing {own}"
 
 
 def _processor() -> str:
@@ -131,12 +135,10 @@ def _entries(device: str) -> Entries:
     """What is known of this machine."""
     global _known
     if _known is None:
-        _known = {}  # first of all: whatever happens now, it is not tried again in the next multiplication
         place = path()
-        if place is not None:
-            _known, why = _read(place)
-            if why is not None:
-                _warn(f"the wisdom file {str(place)!r} is ignored, plans follow predictions: {why}. Remove it.")
+        _known, why = ({}, None) if place is None else _read(place)
+        if why is not None:
+            _warn(f"the wisdom file {str(place)!r} is ignored, plans follow predictions: {why}. Remove it.")
     return _known.get(machine(device), {}) if _known else {}
 
 
