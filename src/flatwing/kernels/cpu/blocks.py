@@ -102,10 +102,9 @@ TILES = 12 << 20
 """Bytes of tiles in work, at most, unless one is larger."""
 
 
-def _group(call: _Call, rows: int, row: int, width: int, last: bool) -> int:
-    """Tiles to read and write at once, and so to keep."""
-    wanted = NEIGHBOURS if last else SHARERS if call.heavy else 1
-    return max(1, min(wanted, -(-rows // width), TILES // (2 * row * call.widest)))
+def _group(wanted: int, tiles: int, size: int) -> int:
+    """How many of so many tiles, of `size` bytes each with all that is kept of them, are in work at once."""
+    return max(1, min(wanted, tiles, TILES // size))
 
 
 def _plain(x: torch.Tensor) -> torch.Tensor:
@@ -147,13 +146,14 @@ def forward(
     y_pitch = (rows if last else m) * item
     row = _row(dtype, rows)
     width = row // item
-    group = _group(call, rows, row, width, last)
+    wanted = NEIGHBOURS if last else SHARERS if heavy else 1
+    group = _group(wanted, -(-rows // width), 2 * row * widest)
     lines = row * (inner + 2 * widest * group)
-    edge = 2 * item * (n if n > m else m)
+    spare = item * (n if n > m else m)
     tag, spec, target, count = TAGS[dtype, row], words.buffer_info()[0], y.data_ptr(), len(factors)
 
     def part(start: int, stop: int) -> None:
-        tiles, _memory = workers.scratch(lines + 8 * width + edge + 8)
+        tiles, _memory = workers.scratch(lines + 8 * width + spare)
         table = tiles + lines
         blocks_kernels.forward_tiles(
             tag, spec, count, source, x_pitch, target, y_pitch, last, start, stop, rows,
@@ -194,7 +194,9 @@ def backward(
     y = x.new_empty(((call.n, rows) if last else (rows, call.n)) if need_x else (0, 0))
     x, source, x_pitch = _rows(x)
     grad, given, g_pitch = _rows(grad)
-    lines = 2 * (call.inner + call.widest) + (call.kept if need_factors else 0)
+    kept = 2 * call.widest + (call.kept if need_factors else 0)
+    group = _group(NEIGHBOURS if last else 1, -(-rows // width), row * kept)
+    lines = 2 * call.inner + group * kept
     edge = 2 * item * max(call.n, call.m)
 
     def part(number: int, start: int, stop: int) -> None:
@@ -207,7 +209,7 @@ def backward(
         blocks_backward.backward_tiles(
             TAGS[dtype, row], words.buffer_info()[0], len(factors), source, x_pitch, given, g_pitch,
             y.data_ptr(), (rows if last else call.n) * item, last, start, stop, rows,
-            table, table + 8 * width, tiles, call.widest, call.inner, need_x, need_factors,
+            table, table + 8 * width, tiles, call.widest, call.inner, call.kept, group, need_x, need_factors,
         )  # fmt: skip
 
     if parts:

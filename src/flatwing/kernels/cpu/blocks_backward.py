@@ -126,6 +126,36 @@ def _gradient(tag, a, b, c, d, g, x, w, gathered):
 
 @compiled
 @no_type_check
+def _back(tag, spec, factors, this, other, inputs, gathered, need_x, need_factors):
+    """The gradient of one tile, in `this`, through all factors; its address afterwards, `this` or `other`."""
+    row = row_bytes(tag)
+    if need_factors:
+        for f in range(factors - 1):
+            at = spec + 8 * SPEC * f
+            w, a, b = word(tag, at), word(tag, at + 8), word(tag, at + 16)
+            c, d = word(tag, at + 24), word(tag, at + 32)
+            outputs = inputs + a * c * d * row
+            apply(tag, None, w, c, 1, a, b, c, d, inputs, False, outputs, 0, 0, 0, gathered, 1, 0)
+            inputs = outputs
+    for f in range(factors - 1, -1, -1):
+        at = spec + 8 * SPEC * f
+        w, a, b = word(tag, at), word(tag, at + 8), word(tag, at + 16)
+        c, d = word(tag, at + 24), word(tag, at + 32)
+        if need_factors:
+            _gradient(tag, a, b, c, d, this, inputs, word(tag, at + 40), gathered)
+            if f > 0:
+                before = at - 8 * SPEC
+                inputs -= word(tag, before + 8) * word(tag, before + 24) * word(tag, before + 32) * row
+        if need_x or f > 0:
+            target = this if b == c and b <= 8 else other
+            apply(tag, True, w, 1, c, a, c, b, d, this, False, target, 0, 0, 0, gathered, 1, 0)
+            if target != this:
+                this, other = other, this
+    return this
+
+
+@compiled
+@no_type_check
 def backward_tiles(
     tag,
     spec,
@@ -145,50 +175,37 @@ def backward_tiles(
     tiles,
     widest,
     inner,
+    kept,
+    group,
     need_x,
     need_factors,
 ):
     """Gradients over the vectors start ... stop - 1: for x, of result g, into y, and for the weights where `spec` says.
 
-    Memory as for `forward_tiles`, but `tiles` holds two times `inner` rows, two times `widest` rows, and the inputs of
-    all factors.
+    Memory: `table` holds an address for each vector of a tile, `zeros` two times the longest vector of x or y (zeros,
+    then what stands in for vectors beyond the last), `tiles` two times `inner` rows of a tile and, for each tile of a
+    group, two times `widest` rows and the `kept` inputs of all factors.
     """
     row = row_bytes(tag)
-    width = row // (item_bytes(tag))
+    width = row // item_bytes(tag)
+    pitch, keep = widest * row, kept * row
     n = word(tag, spec + 8) * word(tag, spec + 24) * word(tag, spec + 32)
     end = spec + 8 * SPEC * (factors - 1)
     m = word(tag, end + 8) * word(tag, end + 16) * word(tag, end + 32)
     dump = zeros + max(n, m) * item_bytes(tag)
     if rows % width and stop == rows:
         clear(tag, zeros, dump - zeros)
-    for begin in range(start, stop, width):
-        this = tiles + 2 * inner * row
-        other = this + widest * row
-        inputs = other + widest * row
+    this = tiles + 2 * inner * row
+    other = this + group * pitch
+    inputs = other + group * pitch
+    for begin in range(start, stop, width * group):
+        count = min(group, (stop - begin + width - 1) // width)
         if need_factors:
-            fill(tag, x, x_pitch, last, n, begin, rows, inputs, 1, 0, table, zeros)
-            for f in range(factors - 1):
-                at = spec + 8 * SPEC * f
-                w, a, b = word(tag, at), word(tag, at + 8), word(tag, at + 16)
-                c, d = word(tag, at + 24), word(tag, at + 32)
-                outputs = inputs + a * c * d * row
-                apply(tag, None, w, c, 1, a, b, c, d, inputs, False, outputs, 0, 0, 0, tiles, 1, 0)
-                inputs = outputs
-        fill(tag, g, g_pitch, last, m, begin, rows, this, 1, 0, table, zeros)
-        for back in range(factors):
-            f = factors - 1 - back
-            at = spec + 8 * SPEC * f
-            w, a, b = word(tag, at), word(tag, at + 8), word(tag, at + 16)
-            c, d = word(tag, at + 24), word(tag, at + 32)
-            if need_factors:
-                _gradient(tag, a, b, c, d, this, inputs, word(tag, at + 40), tiles)
-                if f > 0:
-                    before = at - 8 * SPEC
-                    inputs -= word(tag, before + 8) * word(tag, before + 24) * word(tag, before + 32) * row
-            if need_x or f > 0:
-                target = this if b == c and b <= 8 else other
-                apply(tag, True, w, 1, c, a, c, b, d, this, False, target, 0, 0, 0, tiles, 1, 0)
-                if target != this:
-                    this, other = other, this
+            fill(tag, x, x_pitch, last, n, begin, rows, inputs, count, keep, table, zeros)
+        fill(tag, g, g_pitch, last, m, begin, rows, this, count, pitch, table, zeros)
+        at = this
+        for t in range(count):
+            ahead, own = t * pitch, inputs + t * keep
+            at = _back(tag, spec, factors, this + ahead, other + ahead, own, tiles, need_x, need_factors) - ahead
         if need_x:
-            drain(tag, this, y, y_pitch, last, n, begin, rows, 1, 0, table, dump)
+            drain(tag, at, y, y_pitch, last, n, begin, rows, count, pitch, table, dump)

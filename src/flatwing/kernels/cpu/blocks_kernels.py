@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import no_type_check
 
-from .blocks_memory import clear, drain, fill
+from .blocks_memory import drain, fill
 from .blocks_products import apply, apply_few, run_of
 from .simd import compiled
 from .tiles import item_bytes, lanes, planes, row_bytes, word
@@ -61,7 +61,7 @@ def forward_tiles(
     stop,
     rows,
     table,
-    zeros,
+    spare,
     tiles,
     widest,
     inner,
@@ -71,8 +71,9 @@ def forward_tiles(
     """Vectors start ... stop - 1 of x, of `rows` vectors, through all factors into y.
 
     Tiles are read and written in groups; those of a group go through the factors together if weights are `shared`, else
-    one by one. Memory: `table` holds an address for each vector of a tile, `zeros` two times the longest vector of x or
-    y (the first half zeros), `tiles` `inner` rows of a tile and two times `widest` rows for each tile of a group.
+    one by one. Memory: `table` holds an address for each vector of a tile, `spare` the longest vector of x or y (it
+    stands in for vectors beyond the last), `tiles` `inner` rows of a tile and two times `widest` rows for each tile of
+    a group.
     """
     row = row_bytes(tag)
     width = row // item_bytes(tag)
@@ -80,15 +81,12 @@ def forward_tiles(
     n = word(tag, spec + 8) * word(tag, spec + 24) * word(tag, spec + 32)
     end = spec + 8 * SPEC * (factors - 1)
     m = word(tag, end + 8) * word(tag, end + 16) * word(tag, end + 32)
-    dump = zeros + max(n, m) * item_bytes(tag)
-    if rows % width and stop == rows:
-        clear(tag, zeros, dump - zeros)
     few = rows if rows <= 2 else 0
     this = tiles + inner * row
     other = this + group * pitch
     for begin in range(start, stop, width * group):
         count = min(group, (stop - begin + width - 1) // width)
-        fill(tag, x, x_pitch, last, n, begin, rows, this, count, pitch, table, zeros)
+        fill(tag, x, x_pitch, last, n, begin, rows, this, count, pitch, table, spare)
         at = this
         if shared:
             at = _through(tag, spec, factors, this, other, count, pitch, tiles, few)
@@ -96,4 +94,4 @@ def forward_tiles(
             for t in range(count):
                 ahead = t * pitch
                 at = _through(tag, spec, factors, this + ahead, other + ahead, 1, pitch, tiles, few) - ahead
-        drain(tag, at, y, y_pitch, last, m, begin, rows, count, pitch, table, dump)
+        drain(tag, at, y, y_pitch, last, m, begin, rows, count, pitch, table, spare)

@@ -25,7 +25,7 @@ from .tiles import (
 @compiled
 @no_type_check
 def fill(tag, x, pitch, last, n, start, rows, tile, count, next_tile, table, zeros):
-    """Read `count` tiles, `next_tile` bytes apart: vectors start, start + 1, ... < rows, then zeros."""
+    """Read `count` tiles, `next_tile` bytes apart: vectors start, start + 1, ... < rows, then what `zeros` holds."""
     row, width = row_bytes(tag), row_bytes(tag) // item_bytes(tag)
     if last:
         # tiles side by side share pages, and are far more than a line: row by row through all of them
