@@ -195,14 +195,14 @@ def _reports(
     """One report per split of the chain; `kept` are those that restrict something."""
     problem = best.problem
     norm = problem.total(problem.norm)
+    sums = dict(zip(best.tails, problem.sums(list(best.tails.values())), strict=True))
     for s, split in enumerate(splits_of(chain.patterns), start=1):
         shape = (s, split.rank, split.regions[0] * split.regions[1], split.block_shape)
         if s not in kept:
             yield SplitReport(*shape, True, 0.0, 0.0)
             continue
         place = kept.index(s)
-        error = relative(problem.total(problem.per_matrix(best.tails[place + 1])), norm)
-        yield SplitReport(*shape, False, error, matrix_errors[place])
+        yield SplitReport(*shape, False, relative(sums[place + 1][0], norm), matrix_errors[place])
 
 
 def _notes(given: Any, matrix: torch.Tensor) -> tuple[str, ...]:

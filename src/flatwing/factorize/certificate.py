@@ -88,23 +88,17 @@ def prove(
     """
     floor = rounding_level(problem.values.dtype, len(problem.chain))
     exact = is_rounding(problem, error)
-    tails: list[torch.Tensor | None] = [None] * (len(problem.chain) - 1)
+    known: list[list[float] | None] = [None] * (len(problem.chain) - 1)
     lower = torch.zeros_like(error)
     if not bool(exact.all()):
         # nothing achieved can be below the optimum: where rounding says otherwise, rounding is wrong
-        lower, tails = problem.bounds(error, stories, ~exact)
+        lower, known = problem.bounds(error, stories, ~exact)
         lower = torch.minimum(lower, error).where(~exact, 0.0)
     factor, theorem = optimality_factor(order, orthonormalize)
     eps, ends = torch.finfo(problem.values.dtype).eps, peels_ends(order)
 
-    def numbers(energies: torch.Tensor) -> list[float]:
-        """The whole batch, then one matrix after the other; one number for a single matrix."""
-        each = energies.tolist()
-        return each if problem.count == 1 else [problem.total(energies), *each]
-
-    norms, errors, outside, bounds = map(numbers, (problem.norm, error, problem.outside, lower))
-    known = [None if t is None else numbers(t) for t in tails]
-    ceilings = [numbers(c) for c in _ceilings(problem, stories)[1:]] if None in known else []
+    norms, errors, outside, bounds = map(problem.numbers, (problem.norm, error, problem.outside, lower))
+    ceilings = _ceilings(problem, stories) if None in known else []
 
     def certify(i: int) -> Certificate:
         norm, is_exact = norms[i], errors[i] <= floor**2 * norms[i]
@@ -113,12 +107,12 @@ def prove(
             # a tail that nobody looked at is at most what was achieved; the others may be under-estimated a little
             parts = [
                 min(errors[i] - outside[i], ceilings[place][i]) if t is None else t[i] * (1 + TOLERANCE)
-                for place, t in enumerate(known)
+                for place, t in enumerate(known, start=1)
             ]
             inside = sum(parts) if ends else sum(sqrt(max(part, 0.0)) for part in parts) ** 2
             guarantee = relative(outside[i] + inside, norm) + 8 * eps  # the factors are rounded, too
             if guarantee > CAREFUL_BELOW:  # so are the differences of energies that measured the tails
-                guarantee = sqrt(guarantee**2 + 8 * torch.finfo(torch.float64).eps * len(tails))
+                guarantee = sqrt(guarantee**2 + 8 * torch.finfo(torch.float64).eps * len(known))
         # the norm that everything is relative to was summed in the dtype of the matrix
         least = 0.0 if is_exact else relative(bounds[i], norm) * (1 - 4 * eps)
         return Certificate(relative(errors[i], norm), least, guarantee, factor, theorem, is_exact)
@@ -134,21 +128,19 @@ def is_rounding(problem: Problem, error: Float[torch.Tensor, " batch"]) -> Bool[
     return error <= floor**2 * problem.norm
 
 
-def _ceilings(
-    problem: Problem, stories: Sequence[Mapping[int, Float[torch.Tensor, "_ _"]]]
-) -> list[Float[torch.Tensor, " batch"]]:
+def _ceilings(problem: Problem, stories: Sequence[Mapping[int, Float[torch.Tensor, "_ _"]]]) -> list[list[float]]:
     """Upper bounds on the squared tails of the matrix, one per place 0, 1, ...; infinite where nothing is known.
 
     While only ends are peeled off, the errors of the cuts add up, and after the cut at s the product so far is one of
     those that the tail at s compares the matrix with.
     """
-    bounds = [torch.full_like(problem.norm, torch.inf) for _ in problem.chain]
+    bounds = [[inf] * (problem.count + 1) for _ in problem.chain]
     for story in stories:
         if peels_ends(tuple(story)):
-            total = torch.zeros_like(problem.norm)
-            for s, errors in story.items():
-                total = total + problem.per_matrix(errors)
-                bounds[s] = torch.minimum(bounds[s], total)
+            total = [0.0] * (problem.count + 1)
+            for s, errors in zip(story, problem.sums(list(story.values())), strict=True):
+                total = [t + e for t, e in zip(total, errors, strict=False)]
+                bounds[s] = [min(b, t) for b, t in zip(bounds[s], total, strict=False)]
     return bounds
 
 

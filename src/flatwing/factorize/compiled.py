@@ -31,7 +31,7 @@ NUMPY = {
     torch.complex128: np.complex128,
 }
 # How much more than the optimum a vector may leave, relative: the next cut sees the root of it.
-ANGLES = {torch.float64: 1e-20, torch.complex128: 1e-20, torch.float32: 1e-9, torch.complex64: 1e-9}
+ANGLES = {torch.float64: 1e-20, torch.complex128: 1e-20, torch.float32: 1e-11, torch.complex64: 1e-11}
 # How much less than the truth a tail may be, relative.
 TAILS = {torch.float64: 1e-14, torch.complex128: 1e-14, torch.float32: 1e-5, torch.complex64: 1e-5}
 
@@ -197,16 +197,19 @@ def _by_torch(step: Step, values: torch.Tensor, work: torch.Tensor, tails: torch
 
     if step.kind in (program.CUT, program.TAILS):
         node = values if step.node == program.VALUES else part(step.node, split.pattern)
-        blocks = split.blocks(node)
-        found = tails[step.tails :][: blocks.shape[:4].numel()].view(split.grid)
-        rank = split.rank
-        if rank > 1:
+        found = tails[step.tails :][: split.regions[0] * split.regions[1]].view(split.grid)
+        if split.rank > 1 and step.kind == program.CUT:
+            left, right, squares = butterfly.cut(split, node, step.weight)
+            part(step.left, split.left).copy_(left)
+            part(step.right, split.right).copy_(right)
+            found.copy_(squares.view(split.grid))
+            return
+        if split.rank > 1:
             found.fill_(-1)
-        todo = (found < 0).nonzero(as_tuple=True)
-        solver = SOLVERS["power" if rank == 1 else "lapack"]
+        blocks, solver = split.blocks(node), SOLVERS["power" if split.rank == 1 else "lapack"]
         size = max(1, butterfly.CHUNK_BYTES // (blocks.element_size() * blocks.shape[4:].numel()))
-        for index in zip(*(i.split(size) for i in todo), strict=True):
-            u, v, tail = butterfly.approximate(blocks[index], rank, step.weight, solver)
+        for index in zip(*(i.split(size) for i in (found < 0).nonzero(as_tuple=True)), strict=True):
+            u, v, tail = butterfly.approximate(blocks[index], split.rank, step.weight, solver)
             found[index] = tail if step.kind == program.CUT else tail * (1 - TOLERANCE) ** 2
             if step.kind == program.CUT:
                 split.left_blocks(part(step.left, split.left))[index] = u

@@ -247,7 +247,7 @@ def power_iteration(block, pitch, large, u, w, g, power, spare, tolerance, eps, 
         return 0.0
     start = block[best * pitch : best * pitch + large]
     _products(block, pitch, large, start, u)
-    floor, times, logarithm, patience = (64 * eps) ** 2, -1, 0.0, PATIENCE
+    floor, times, logarithm, patience = (16 * eps) ** 2, -1, 0.0, PATIENCE
     for turn in range(ROUNDS):
         theta, rest, gradient = _look(block, pitch, large, u, w, g)
         h = rest

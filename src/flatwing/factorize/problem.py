@@ -8,6 +8,7 @@ from functools import cached_property, reduce
 from math import frexp, sqrt
 from typing import final
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, Num
 
@@ -81,6 +82,22 @@ class Problem:
         """Sum of region energies, one number per matrix of the batch."""
         return regions.sum().reshape(1) if self.count == 1 else regions.reshape(self.count, -1).sum(1)
 
+    def numbers(self, energies: Float[torch.Tensor, " batch"]) -> list[float]:
+        """The number of the whole batch, then those of its matrices; only the one of a single matrix."""
+        each = energies.tolist()
+        return each if self.count == 1 else [self.total(energies), *each]
+
+    def sums(self, regions: Sequence[Float[torch.Tensor, "_ _"]]) -> list[list[float]]:
+        """The `numbers` of the sums of several arrays of region energies."""
+        if not regions:
+            return []
+        flat = np.concatenate([r.numpy(force=True).reshape(-1) for r in regions])
+        starts = np.cumsum([0, *(r.numel() // self.count for r in regions for _ in range(self.count))][:-1])
+        each = np.add.reduceat(flat, starts).reshape(len(regions), self.count)
+        if self.count == 1:
+            return each.tolist()
+        return [self.numbers(torch.from_numpy(row).to(self.norm.device)) for row in each]
+
     def total(self, energies: Float[torch.Tensor, " batch"], rows: slice = slice(None)) -> float:
         """Sum over matrices of the batch, in the unit of the largest of them: the exponents put back."""
         if self.count == 1:
@@ -104,8 +121,8 @@ class Problem:
         error: Float[torch.Tensor, " batch"],
         stories: Sequence[Mapping[int, Float[torch.Tensor, "_ _"]]],
         asked: Bool[torch.Tensor, " batch"],
-    ) -> tuple[Float[torch.Tensor, " batch"], list[Float[torch.Tensor, " batch"] | None]]:
-        """Squared lower bound (tree bound) on the error of any product, and squared tails of the matrix per split.
+    ) -> tuple[Float[torch.Tensor, " batch"], list[list[float] | None]]:
+        """Squared lower bound (tree bound) on the error of any product, and `sums` of the squared tails per split.
 
         `error` is what was achieved; only the matrices `asked` for need a bound. `stories` are squared errors of
         orthonormalized cuts, block by block, in the order in which they were made: the first one of a story is the tail
@@ -131,18 +148,19 @@ class Problem:
             # solvers stop, and the stories are rounded, at (64 eps)^2 of the energy
             lower = self._lower(splits, known, 64 * torch.finfo(self.values.dtype).eps, TOLERANCE)
             if bool((error <= CLOSE_ENOUGH**2 * lower)[asked].all()):
-                return lower, [None if t is None else self.per_matrix(t) for t in tails]
+                sums = iter(self.sums([t for t in tails if t is not None]))
+                return lower, [None if t is None else next(sums) for t in tails]
         slack, double = 4 * torch.finfo(torch.float64).eps, torch.promote_types(self.values.dtype, torch.float64)
         if self.values.numel() // self.count < LARGE and compiled.supports(self.values) and self.rank == 1:
             full = compiled.split_tails(self.values.to(double), splits)
-            return self._lower(splits, full, slack), [self.per_matrix(t) for t in full]
+            return self._lower(splits, full, slack), [*self.sums(full)]
         full = matrix_tails(self.values, splits, careful=False)  # goes to float64 strip by strip
         # differences of energies: their rounding is a share of the energy, not of the bound
         lower = (self._lower(splits, full, slack) - slack * self.norm).clamp_min(0)
         if bool((lower < CAREFUL_BELOW**2 * self.norm)[asked].any()):
             full = matrix_tails(self.values.to(double), splits, careful=True)
             lower = self._lower(splits, full, slack, TOLERANCE)
-        return lower, [self.per_matrix(t) for t in full]
+        return lower, [*self.sums(full)]
 
     def _lower(
         self, splits: Sequence[Split], tails: list[Float[torch.Tensor, "_ _"]], slack: float, tolerance: float = 0.0
