@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from flatwing import Chain
-from flatwing.kernels import BACKENDS, wisdom
+from flatwing.kernels import BACKENDS, candidates, wisdom
 from flatwing.kernels.advice import Advice, Row
 from flatwing.kernels.advise import GRID, advise
 from flatwing.kernels.candidates import sensible, within
@@ -91,6 +91,15 @@ def test_budget_takes_the_fastest_that_uses_it() -> None:
     assert ratios == {row.batch: row.speedup for row in advice.rows}
     assert advice.alternatives[0].speedup == pytest.approx((ratios[16] * ratios[256]) ** 0.5)
     assert "predicted to be the fastest within 0.25" in advice.choice
+
+
+def test_a_chain_that_leaves_the_budget_unused_is_not_chosen_for_its_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(candidates, "USED", 0.95)
+    advice = advise(1024, 1024, budget=0.25, batches=[256])
+    rich = [other.parameters >= 0.95 * 0.25 * 2**20 for other in advice.alternatives]
+    speedups = [other.speedup for other in advice.alternatives]
+    assert rich == sorted(rich, reverse=True)
+    assert max(speedups) > speedups[0], "a smaller one is faster"
 
 
 def made(wins: tuple[tuple[int, int], ...], *speedups: float) -> Advice:
