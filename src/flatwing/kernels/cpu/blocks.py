@@ -69,7 +69,7 @@ def _call(factors: Sequence[torch.Tensor], depths: Sequence[int]) -> _Call:
     weights: list[torch.Tensor] = []
     n = m = widest = inner = kept = total = 0
     for w, d in zip(reversed(factors), reversed(depths), strict=True):
-        if not w.is_contiguous() or w.is_complex():
+        if not w.is_contiguous() or w.is_complex() or w.is_neg():
             w = _plain(w).contiguous()
         weights.append(w)
         blocks, b, c = w.shape
@@ -109,7 +109,7 @@ def _group(wanted: int, tiles: int, size: int) -> int:
 
 def _plain(x: torch.Tensor) -> torch.Tensor:
     """x, with conjugation or negation carried out where torch only noted it."""
-    return x.resolve_conj().resolve_neg() if x.is_complex() else x
+    return x.resolve_conj().resolve_neg() if x.is_complex() else x.resolve_neg()
 
 
 def _rows(x: torch.Tensor) -> tuple[torch.Tensor, int, int]:
