@@ -100,6 +100,23 @@ def test_more_rows_than_fit_into_one_tile_of_a_long_vector() -> None:
     judge("butterfly(32768)", 9, torch.float32)
 
 
+def test_rounding_does_not_add_up_over_many_rows() -> None:
+    depths, factors, x = draw("(8,2,2,1)(4,2,2,2)", 60_000, torch.float32)
+    found = dyadic.backward(x + 1, factors, depths, x + 1, False).factors
+    wanted = dyadic.backward(x.double() + 1, [w.double() for w in factors], depths, x.double() + 1, False).factors
+    assert found is not None
+    assert wanted is not None
+    for got, want in zip(found, wanted, strict=True):
+        assert float((got - want).abs().max()) <= 1e-6 * float(want.abs().max())
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_sums_of_sums(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "WORTH", 1e-12)
+    for rows in (1024, 1025, 2048, 5000):
+        judge("butterfly(32)", rows, torch.float64, threads)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_large_results_are_written_past_the_caches(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dyadic, "LAST_CACHE", 0)

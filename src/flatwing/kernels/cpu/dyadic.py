@@ -31,6 +31,10 @@ PAGE = 4096
 LAST_CACHE = 16 << 20
 """Bytes of a result from which on it is written past the caches, which saves reading it first."""
 
+RATE, MEMORY, FRESH = 95e9, 24e9, 6.4e9
+"""Measured on one core with 64-byte vectors: float32 operations per second, bytes per second from and to memory, and
+into pages that are touched for the first time."""
+
 RADIX_BACK = 4 if vector_bytes() == 64 else 2
 """Radix of the passes of the backward: the sums of radix 4 need 16 registers besides those for a row."""
 
@@ -65,12 +69,17 @@ def seconds(chain: Chain, rows: int, dtype: torch.dtype, last: bool, train: bool
     >>> seconds(Chain.butterfly(1024), 4096, torch.float32, False, False, 1) < 0.1
     True
     """
-    n, item = chain.shape[1], dtype.itemsize
-    moved = 2 * rows * n * item / (12e9 if 2 * rows * n * item > LAST_CACHE else 60e9)
-    rate = 95e9 * 4 / item * vector_bytes() / 64
-    once = rows * chain.flops / rate + chain.nnz * item / (40e9 if n < 1 << 13 else 15e9)
-    work = 5.5 * once + 3 * moved if train else once + moved
-    return (2e-5 if train else 4e-6) + work / workers.useful(threads, work)
+    size, weights = rows * chain.shape[1] * dtype.itemsize, chain.nnz * dtype.itemsize
+    work = rows * chain.flops * dtype.itemsize / (4 * RATE * vector_bytes() / 64)
+    call = 5e-6 + weights / 25e9
+    if train:
+        work *= 4.3 if weights < TILE else 5.8
+        call += 7e-6 + 1e-6 * len(chain) + weights / 10e9
+    if size > LAST_CACHE // 2:
+        work += (5 if train else 2) * size / MEMORY
+    if size > 2 * LAST_CACHE:
+        work += (2 if train else 1) * size / FRESH
+    return call + work / workers.useful(threads, work)
 
 
 def forward(
@@ -203,26 +212,28 @@ def _pull(
     rows, n = x.shape
     kind, item, table, size, slots, tile, _, room = _plan(depths, n, x.dtype, True)
     pieces = _pieces(rows, threads, rows * n * len(depths) * item * 4e-11, tile)
-    packed, held = workers.scratch(size + (size + room) * len(pieces))
+    layers = 2 if pieces[0][1] > kernels.BLOCK else 1
+    packed, held = workers.scratch(size + (layers * size + room) * len(pieces))
     sums = packed + size
-    buffer = sums + size * len(pieces)
+    buffer = sums + layers * size * len(pieces)
     target = 0 if gx is None else gx.data_ptr()
     source, lead, given, lead_g = x.data_ptr(), x.stride(0), grad.data_ptr(), grad.stride(0)
     if len(pieces) == 1:
         kernels.differentiate(
-            kind, item, table, pointers, targets, size, packed, sums, source, lead, given, lead_g, target, rows,
-            tile, n, buffer, slots,
+            kind, item, table, pointers, targets, size, packed, sums, layers, source, lead, given, lead_g, target,
+            rows, tile, n, buffer, slots,
         )  # fmt: skip
         return Gradients(gx, list(grads))
     kernels.pack(kind, item, table, pointers, packed, n, slots, 0)
 
     def part(number: int, start: int, stop: int) -> None:
-        own, mine = sums + number * size, buffer + number * room
+        own, mine = sums + number * layers * size, buffer + number * room
         kernels.pull(
-            kind, item, table, size, packed, own, source, lead, given, lead_g, target, start, stop, tile, n, mine
-        )
+            kind, item, table, size, packed, own, layers, source, lead, given, lead_g, target, start, stop, tile,
+            n, mine,
+        )  # fmt: skip
 
     workers.run(part, [(number, *piece) for number, piece in enumerate(pieces)])
-    kernels.unpack(kind, item, table, targets, sums, size, len(pieces), n, slots)
+    kernels.unpack(kind, item, table, targets, sums, size, layers * len(pieces), n, slots)
     del held  # only now
     return Gradients(gx, list(grads))

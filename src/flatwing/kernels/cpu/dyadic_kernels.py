@@ -29,6 +29,8 @@ from .dyadic_simd import (
 from .simd import compiled
 
 LINE = 64
+BLOCK = 1024
+"""Rows whose gradients of weights are summed one by one, before such sums are summed: rounding errors add up."""
 
 
 @compiled
@@ -136,16 +138,24 @@ def push(kind, item, table, packed, x, lead, y, start, stop, tile, few, n, buffe
 
 @compiled
 @no_type_check
-def pull(kind, item, table, size, packed, sums, x, lead, g, lead_g, gx, start, stop, tile, n, buffer):
+def pull(kind, item, table, size, packed, sums, layers, x, lead, g, lead_g, gx, start, stop, tile, n, buffer):
     """Gradients: rows of g back through all passes to gx (unless that is 0), those of the weights into `sums`.
 
-    What enters each pass is computed once more and kept in `buffer`, which holds a tile per pass.
+    What enters each pass is computed once more and kept in `buffer`, which holds a tile per pass. `sums` are `layers`
+    times `size` bytes, which add up to the gradients: one for up to `BLOCK` rows, two for more.
     """
     room = n + LINE // item
     step = tile * room * item
-    clear(kind, sums, size // item)
+    clear(kind, sums, layers * size // item)
+    summed = 0
     for row in range(start, stop, tile):
         rows = min(tile, stop - row)
+        if layers > 1 and summed + rows > BLOCK:
+            gather(kind, sums, size // item, 2)
+            clear(kind, sums + size, size // item)
+            summed = 0
+        summed += rows
+        recent = sums + (layers - 1) * size
         source, lead_in = x + row * lead * item, lead
         for i in range(table.shape[0] - 1):
             target = buffer + (i + 1) * step
@@ -158,7 +168,7 @@ def pull(kind, item, table, size, packed, sums, x, lead, g, lead_g, gx, start, s
                 source, lead_in = x + row * lead * item, lead
                 if gx != 0:
                     target, lead_out = gx + row * n * item, n
-            p, s = packed + table[i, OFFSET] * item, sums + table[i, OFFSET] * item
+            p, s = packed + table[i, OFFSET] * item, recent + table[i, OFFSET] * item
             _apply_back(kind, table[i], source, lead_in, given, lead_given, target, lead_out, rows, p, s, n)
             given, lead_given = buffer, room
 
@@ -174,9 +184,9 @@ def multiply(kind, item, table, factors, packed, x, lead, y, rows, tile, few, n,
 @compiled
 @no_type_check
 def differentiate(
-    kind, item, table, factors, grads, size, packed, sums, x, lead, g, lead_g, gx, rows, tile, n, buffer, slots
+    kind, item, table, factors, grads, size, packed, sums, layers, x, lead, g, lead_g, gx, rows, tile, n, buffer, slots
 ):
     """`pack`, `pull` and `unpack`: the whole work of one thread in one call."""
     pack(kind, item, table, factors, packed, n, slots, 0)
-    pull(kind, item, table, size, packed, sums, x, lead, g, lead_g, gx, 0, rows, tile, n, buffer)
-    unpack(kind, item, table, grads, sums, size, 1, n, slots)
+    pull(kind, item, table, size, packed, sums, layers, x, lead, g, lead_g, gx, 0, rows, tile, n, buffer)
+    unpack(kind, item, table, grads, sums, size, layers, n, slots)

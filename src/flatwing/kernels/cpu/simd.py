@@ -41,10 +41,13 @@ def vector_bytes() -> int:
     True
     """
     told = os.environ.get("NUMBA_CPU_FEATURES")
-    if told is None:
-        features = {name for name, there in llvmlite.binding.get_host_cpu_features().items() if there}
-    else:
+    if told is not None:
         features = {name[1:] for name in told.split(",") if name.startswith("+")}
+    else:
+        try:
+            features = {name for name, there in llvmlite.binding.get_host_cpu_features().items() if there}
+        except RuntimeError:  # LLVM cannot tell on every system
+            features = set()
     return 64 if "avx512f" in features else 32 if "avx" in features else 16
 
 
