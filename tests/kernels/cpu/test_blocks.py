@@ -6,7 +6,7 @@ from torch.testing import assert_close
 
 from flatwing import Chain, SparseProduct
 from flatwing.kernels.backend import Gradients
-from flatwing.kernels.cpu import blocks
+from flatwing.kernels.cpu import blocks, workers
 from strategies import patterns
 
 DTYPES = [torch.float32, torch.float64, torch.complex64, torch.complex128]
@@ -84,6 +84,7 @@ def test_result_and_gradients_are_those_of_the_definition(text: str, dtype: torc
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_tiles_that_share_the_weights(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocks, "HEAVY", 0)
+    monkeypatch.setattr(workers, "WORTH", 1e-12)
     for threads in (1, 2):
         for last in (False, True):
             check(Chain.parse("(1,64,9,2)(2,9,9,1)(1,18,70,1)"), dtype, 100, last, threads)
@@ -104,7 +105,8 @@ def test_any_pattern(pattern: object, dtype: torch.dtype, rows: int, last: bool)
 
 @pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_threads_share_the_vectors(dtype: torch.dtype, last: bool) -> None:
+def test_threads_share_the_vectors(dtype: torch.dtype, last: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "WORTH", 1e-12)  # however small the work
     for rows in (1, 40, 100):
         check(Chain.parse("(1,12,24,5)(5,24,13,1)"), dtype, rows, last, threads=2)
         check(Chain.parse("(1,12,24,5)(5,24,13,1)"), dtype, rows, last, threads=3)
@@ -113,6 +115,19 @@ def test_threads_share_the_vectors(dtype: torch.dtype, last: bool) -> None:
 def marked(x: torch.Tensor) -> torch.Tensor:
     """The same numbers, which torch holds as a conjugate or a negative still to be taken."""
     return x.conj().clone().conj() if x.is_complex() else torch.complex(torch.zeros_like(x), -x).conj().imag
+
+
+def test_small_work_wakes_no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[int] = []
+    split = workers.split
+    monkeypatch.setattr(workers, "split", lambda rows, parts, unit: used.append(parts) or split(rows, parts, unit))
+    x, factors = problem(Chain.butterfly(4), torch.float32, 100, False)
+    blocks.backward(x, factors, [2, 1], x, False, True, True, 4)
+    assert used == [1]
+    chain = Chain.monarch(256, 256, blocks=16)
+    x, factors = problem(chain, torch.float32, 10_000, False)
+    blocks.forward(x, factors, [p.d for p in chain], False, 4)
+    assert used == [1, 4]
 
 
 def variants(x: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -25,6 +25,9 @@ SCALARS = {
 WIDE = {dtype: vector_bytes() * (2 if dtype.is_complex else 1) for dtype in SCALARS}
 """Bytes of a row of a tile: one vector, or one of real and one of imaginary parts."""
 
+SECONDS = {dtype: 5e-12 * dtype.itemsize * (2 if dtype.is_complex else 1) for dtype in SCALARS}
+"""Time of one multiplication in a large product, by which it is judged whether threads are worth waking."""
+
 TAGS = {
     (dtype, row): (scalar,) * (row // UNIT)
     for dtype, scalar in SCALARS.items()
@@ -60,14 +63,14 @@ class _Call(NamedTuple):
     """Largest b or c."""
     kept: int
     """Entries of the inputs of all factors."""
-    heavy: bool
-    """Whether tiles had better share each reading of the weights."""
+    nnz: int
+    """Weights of all factors."""
 
 
 def _call(factors: Sequence[torch.Tensor], depths: Sequence[int]) -> _Call:
     words: array[int] = array("q")
     weights: list[torch.Tensor] = []
-    n = m = widest = inner = kept = total = 0
+    n = m = widest = inner = kept = nnz = 0
     for w, d in zip(reversed(factors), reversed(depths), strict=True):
         if not w.is_contiguous() or w.is_complex() or w.is_neg():
             w = _plain(w).contiguous()
@@ -86,10 +89,8 @@ def _call(factors: Sequence[torch.Tensor], depths: Sequence[int]) -> _Call:
         if c > inner:
             inner = c
         kept += columns
-        total += columns * b
-    # small blocks do not share: between two blocks, tiles would leave the caches
-    heavy = total * weights[0].element_size() > HEAVY and inner >= 64
-    return _Call(words, weights, n, m, widest, inner, kept, heavy)
+        nnz += columns * b
+    return _Call(words, weights, n, m, widest, inner, kept, nnz)
 
 
 HEAVY = 4 << 20
@@ -136,7 +137,7 @@ def forward(
     [[4.0, 4.0, 4.0, 4.0]]
     """
     call = _call(factors, depths)
-    words, _, n, m, widest, inner, _, heavy = call
+    words, _, n, m, widest, inner, _, nnz = call
     rows = x.shape[1 if last else 0]
     y = x.new_empty((m, rows) if last else (rows, m))
     if rows == 0:
@@ -146,6 +147,8 @@ def forward(
     y_pitch = (rows if last else m) * item
     row = _row(dtype, rows)
     width = row // item
+    # small blocks do not share: between two blocks, tiles would leave the caches
+    heavy = nnz * item > HEAVY and inner >= 64
     wanted = NEIGHBOURS if last else SHARERS if heavy else 1
     group = _group(wanted, -(-rows // width), 2 * row * widest)
     lines = row * (inner + 2 * widest * group)
@@ -160,6 +163,8 @@ def forward(
             table, table + 8 * width, tiles, widest, inner, group, heavy,
         )  # fmt: skip
 
+    if threads > 1:
+        threads = workers.useful(threads, rows * nnz * SECONDS[dtype])
     if threads == 1 or rows <= width:
         part(0, rows)
     else:
@@ -188,6 +193,7 @@ def backward(
     dtype, item = x.dtype, x.element_size()
     row = _row(dtype, rows)
     width = row // item
+    threads = workers.useful(threads, 5 * rows * call.nnz * SECONDS[dtype])
     parts = workers.split(rows, threads, width) if rows else []
     sizes = [w.numel() for w in call.weights]
     sums = x.new_zeros((max(len(parts), 1), sum(sizes) if need_factors else 0))
