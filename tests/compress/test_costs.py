@@ -63,7 +63,7 @@ def test_a_layer_that_is_never_called_has_no_calls() -> None:
 
 def test_latency_is_measured_once_per_shape() -> None:
     model = nn.Sequential(nn.Linear(512, 512), nn.Linear(512, 512))
-    cost = unit_cost("latency", linear_layers(model), rows=128)
+    cost = unit_cost("latency", linear_layers(model), rows=2048)  # the checks of the tests take a millisecond per call
     own = Candidate("low_rank", (512, 512), (1, 1), 8)
     state = torch.get_rng_state()
     dense, small = cost("0", None), cost("0", own)

@@ -63,6 +63,10 @@ class Backend(abc.ABC):
     def seconds(self, task: Task) -> float:
         """Predicted time of one call, without the overhead that all backends share."""
 
+    def merges(self, task: Task) -> tuple[int, ...]:
+        """Splits (1-based) whose two sides should be multiplied together first, in every call, to make this faster."""
+        return ()
+
     @abc.abstractmethod
     def forward(
         self, x: torch.Tensor, factors: Sequence[torch.Tensor], depths: Sequence[int], last: bool

@@ -210,3 +210,13 @@ def all_chainable(patterns: tuple[Pattern, ...]) -> bool:
 def dtype_name(dtype: torch.dtype) -> str:
     """float32 rather than torch.float32."""
     return str(dtype).removeprefix("torch.")
+
+
+def merging_seconds(task: Task, merged: tuple[int, ...]) -> float:
+    """Time to merge the neighbours at these splits (1-based)."""
+    runs, lo = [], 0
+    for s in range(1, len(task.chain) + 1):
+        if s not in merged:
+            runs.append(task.chain.patterns[lo:s])
+            lo = s
+    return sum((merge_seconds(task, run) for run in runs if len(run) > 1), start=0.0)

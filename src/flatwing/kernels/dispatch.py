@@ -106,7 +106,7 @@ class _Transformable(torch.autograd.Function):
     """The same for `torch.func`."""
 
     generate_vmap_rule = True
-    backward = _Multiply.backward
+    backward = _Multiply.backward  # pyright: ignore[reportAssignmentType]
     jvp = _Multiply.jvp
 
     @staticmethod

@@ -14,7 +14,7 @@ def apply_rows(w: torch.Tensor, x: torch.Tensor, d: int) -> torch.Tensor:
     """One factor applied to the rows of x (k, n): y[k, i, :, l] = w[i d + l] x[k, i, :, l]. No copy of x if d = 1."""
     blocks, b, c = w.shape
     if blocks == 1:
-        return torch.nn.functional.linear(x, w[0])
+        return torch.nn.functional.linear(x, w.squeeze(0))  # the gradient of w[0] would be a copy
     a, k = blocks // d, len(x)
     y = x.reshape(k, a, c, d).permute(1, 3, 0, 2).reshape(blocks, k, c) @ w.mT
     return y.reshape(a, d, k, b).permute(2, 0, 3, 1).reshape(k, a * b * d)

@@ -131,7 +131,7 @@ def _plan_for(task: Task, backend: str, _: int) -> Plan:
         if why is not None:
             skipped[name] = why
         else:
-            times[name] = known.get(name, 0.0) or _prediction(BACKENDS[name], name, task)
+            times[name] = known.get(name, 0.0) or _prediction(BACKENDS[name], task)
     if backend != "auto":
         if backend in skipped:
             usable = [n for n in BACKENDS if BACKENDS[n].unsupported_because(task) is None]
@@ -143,46 +143,18 @@ def _plan_for(task: Task, backend: str, _: int) -> Plan:
     else:
         chosen = min(times, key=lambda name: times[name])
         reason = "the shortest time of all that can run" if len(times) > 1 else "the only one that can run"
-    merged = _merges(task) if chosen == "bmm" else ()
+    merged = BACKENDS[chosen].merges(task)
     dense = known.get("F.linear", 0.0) or cost.dense_seconds(task)
     ordered = tuple(sorted(times.items(), key=lambda item: item[1]))
     return Plan(task, chosen, merged, times[chosen], dense, reason, ordered, tuple(skipped.items()), chosen in known)
 
 
-def _prediction(backend: Backend, name: str, task: Task) -> float:
-    calling = cost.overhead_seconds(task, backend.native)
-    if name != "bmm":
+def _prediction(backend: Backend, task: Task) -> float:
+    calling, merged = cost.overhead_seconds(task, backend.native), backend.merges(task)
+    if not merged:
         return calling + backend.seconds(task)
-    merged = _merges(task)
-    return calling + backend.seconds(replace(task, chain=_merged_chain(task.chain, merged))) + _merging(task, merged)
-
-
-@lru_cache(maxsize=1024)
-def _merges(task: Task) -> tuple[int, ...]:
-    """The splits whose merging makes batched GEMM fastest, merging included: shortest path over runs of factors."""
-    patterns = task.chain.patterns
-    if not (task.chain.chainable or task.chain.T.chainable):
-        return ()
-    best: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]
-    for hi in range(1, len(patterns) + 1):
-        options = []
-        for lo in range(hi):
-            run = Chain(patterns[lo:hi])
-            whole = run.pattern if run.chainable else run.T.pattern.T
-            inside = cost.merge_seconds(task, patterns[lo:hi]) if hi - lo > 1 else 0.0
-            seconds = best[lo][0] + inside + cost.factor_seconds(whole, task)
-            options.append((seconds, (*best[lo][1], *range(lo + 1, hi))))
-        best.append(min(options))
-    return best[-1][1]
-
-
-def _merging(task: Task, merged: tuple[int, ...]) -> float:
-    runs, lo = [], 0
-    for s in range(1, len(task.chain) + 1):
-        if s not in merged:
-            runs.append(task.chain.patterns[lo:s])
-            lo = s
-    return sum((cost.merge_seconds(task, run) for run in runs if len(run) > 1), start=0.0)
+    running = backend.seconds(replace(task, chain=_merged_chain(task.chain, merged)))
+    return calling + running + cost.merging_seconds(task, merged)
 
 
 @lru_cache(maxsize=1024)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import final
 
 import torch
 from typing_extensions import override
 
+from ...structure import Chain
 from .. import native
 from ..backend import BACKENDS, Backend, Task
-from ..cost import native_seconds
+from ..cost import factor_seconds, merge_seconds, native_seconds
 
 
 @final
@@ -28,10 +30,33 @@ class Bmm(Backend):
         return native_seconds(task)
 
     @override
+    def merges(self, task: Task) -> tuple[int, ...]:
+        return best_merges(task)
+
+    @override
     def forward(
         self, x: torch.Tensor, factors: Sequence[torch.Tensor], depths: Sequence[int], last: bool
     ) -> torch.Tensor:
         return native.forward(x, factors, depths, last).contiguous()
+
+
+@lru_cache(maxsize=1024)
+def best_merges(task: Task) -> tuple[int, ...]:
+    """The splits whose merging makes batched GEMM fastest, merging included: a shortest path over runs of factors."""
+    patterns = task.chain.patterns
+    if not (task.chain.chainable or task.chain.T.chainable):
+        return ()
+    best: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]
+    for hi in range(1, len(patterns) + 1):
+        options = []
+        for lo in range(hi):
+            run = Chain(patterns[lo:hi])
+            whole = run.pattern if run.chainable else run.T.pattern.T
+            inside = merge_seconds(task, patterns[lo:hi]) if hi - lo > 1 else 0.0
+            seconds = best[lo][0] + inside + factor_seconds(whole, task)
+            options.append((seconds, (*best[lo][1], *range(lo + 1, hi))))
+        best.append(min(options))
+    return best[-1][1]
 
 
 BACKENDS.register("bmm")(Bmm())

@@ -43,6 +43,7 @@ class TritonGPU(Backend):
         setup = (task.chain.patterns, max(task.rows, 1), numbers, last, device_of(None))
         return grouped(*setup)[0] + (backward_seconds(*setup) if task.train else 0.0)
 
+    @override
     def merges(self, task: Task) -> tuple[int, ...]:
         """The splits (1-based) whose sides should be multiplied together first: see `groups.merges`."""
         return merges(task, device_of(None))
