@@ -19,8 +19,8 @@ import numpy as np
 
 T = TypeVar("T")
 
-WORTH = 150e-6
-"""Seconds of work below which threads are not worth waking: it takes them some 50 microseconds to start."""
+WORTH = 200e-6
+"""Seconds of work below which threads are not worth waking: it takes them some 50 to 100 microseconds to start."""
 
 KEPT = 16 << 20
 """Bytes of memory that a thread keeps between calls, at most."""
