@@ -1,7 +1,10 @@
 import os
+import signal
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -48,6 +51,54 @@ def test_first_failure_is_raised_when_every_part_has_ended() -> None:
     with pytest.raises(ValueError, match="part 1"):
         workers.run(part, [(0,), (1,), (2,), (3,)])
     assert sorted(ended) == [0, 3]
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no interval timers on this system")
+@pytest.mark.parametrize("where", ["in the caller's part", "while it waits", "while threads are asked"])
+def test_an_interruption_waits_for_the_parts_that_run(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else memory is freed while threads write to it. The alarm rings again while those are waited for."""
+    running, caller = threading.Event(), threading.current_thread()
+    begun: list[int] = []
+    ended: list[int] = []
+
+    def part(i: int) -> None:
+        if threading.current_thread() is caller:
+            running.wait()
+            if where == "in the caller's part":
+                time.sleep(30)
+        else:
+            begun.append(i)
+            running.set()
+            time.sleep(0.5)
+            ended.append(i)
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    if where == "while threads are asked":
+        pool = workers._workers()
+        real = pool.submit
+
+        def submit(function: Callable[..., None], *arguments: int) -> None:
+            real(function, *arguments)
+            running.wait()
+            time.sleep(30)  # made, but not returned
+
+        monkeypatch.setattr(pool, "submit", submit)
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.1, 0.1)
+        with pytest.raises(KeyboardInterrupt, match=r"^$"):
+            workers.run(part, [(i,) for i in range(3)])
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        others = list(begun)
+        assert others, "threads were at work"
+        assert sorted(ended) == sorted(others), "all that began had ended"
+        time.sleep(0.05)
+        assert begun == others, "nothing begins later"
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 NESTED = """

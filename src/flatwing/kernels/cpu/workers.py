@@ -10,9 +10,12 @@ import ctypes
 import os
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from itertools import pairwise
+from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 import numpy as np
@@ -86,27 +89,72 @@ def run(function: Callable[..., T], parts: Sequence[tuple[Any, ...]]) -> list[T]
     """`[function(*part) for part in parts]`, at the same time; the caller takes the first part.
 
     What no thread has begun when the caller is done, the caller takes, too, so that a busy pool delays but never
-    blocks. Returns, or raises what the first failing part raised, when every part has ended.
+    blocks. Returns, or raises what the first failing part raised, when every part has ended. An interruption
+    (Ctrl-C) of the caller begins no further part, and leaves here when those that run have ended, however often it is
+    repeated: they write to memory that is freed afterwards.
+
+    >>> run(pow, [(2, 3), (3, 2)])
+    [8, 9]
     """
-    futures: list[Future[T] | None] = [_submit(function, part) for part in parts[1:]]
-    results: list[T] = []
-    failure: BaseException | None = None
-    for part, future in zip(parts, [None, *futures], strict=True):
+    todo = deque(range(1, len(parts)))
+    results: dict[int, T] = {}
+    failures: dict[int, BaseException] = {}
+    entered: list[None] = []
+    left: list[None] = []
+    bell: SimpleQueue[None] = SimpleQueue()
+
+    def take(number: int) -> None:
         try:
-            mine = future is None or future.cancel()
-            results.append(function(*part) if mine or future is None else future.result())
+            results[number] = function(*parts[number])
         except BaseException as error:
-            failure = failure or error
-    if failure is not None:
-        raise failure
-    return results
+            failures[number] = error
+            if not isinstance(error, Exception):
+                todo.clear()
 
+    def take_all() -> None:
+        with suppress(IndexError):
+            while True:
+                take(todo.popleft())
 
-def _submit(function: Callable[..., T], part: tuple[Any, ...]) -> Future[T] | None:
+    def help_() -> None:
+        entered.append(None)  # before it takes a part: who finds none to take and nobody inside knows that all ended
+        try:
+            take_all()
+        finally:
+            left.append(None)
+            bell.put(None)
+
+    interruption: BaseException | None = None
     try:
-        return _workers().submit(function, *part)
+        # an interrupted submission may have been made or not: hence we count ourselves who is at work
+        _submit(help_, len(parts) - 1)
+        take(0)
+        take_all()
+    except BaseException as error:
+        interruption = error
+    ended = False
+    while not ended:
+        try:
+            todo.clear()
+            while len(entered) > len(left):
+                with suppress(Empty):
+                    bell.get(timeout=0.1)  # an interruption may swallow a ring
+            ended = True
+        except BaseException as error:
+            interruption = error
+    if interruption is not None:
+        raise interruption
+    if failures:
+        raise failures[min(failures, key=lambda number: (isinstance(failures[number], Exception), number))]
+    return [results[number] for number in range(len(parts))]
+
+
+def _submit(function: Callable[[], None], times: int) -> None:
+    try:
+        for _ in range(times):
+            _workers().submit(function)
     except RuntimeError:  # the interpreter is ending, no thread starts any more
-        return None
+        return
 
 
 def scratch(size: int) -> tuple[int, np.ndarray]:
