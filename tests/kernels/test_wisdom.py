@@ -130,6 +130,7 @@ HOSTILE = {
     "binary": b"\x80\x04\xff\x00",
     "other json": "[1, 2]",
     "other format": '{"format": 2, "machines": {}}',
+    "a format that is true": '{"format": true, "machines": {}}',
     "no machines": '{"format": 1}',
     "machine is a list": '{"format": 1, "machines": {"a": []}}',
     "times are a number": '{"format": 1, "machines": {"a": {"times": 3}}}',
@@ -222,7 +223,37 @@ def test_where_the_file_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     assert wisdom.path() == Path("here.json")
 
 
-def test_a_place_that_cannot_be_written_is_told(wisdom_file: Path) -> None:
+@pytest.mark.parametrize("store", [lambda: wisdom.store(TASK, {"bmm": 1e-6}), lambda: wisdom.store_rates("cpu", {})])
+def test_a_place_that_cannot_be_written_is_told(wisdom_file: Path, store: Callable[[], None]) -> None:
     wisdom_file.parent.write_text("a file where a folder should be")
-    with pytest.raises(OSError, match="wise"):
+    with pytest.raises(ValueError, match=r"wise/w.json' cannot be written .*name another with FLATWING_WISDOM"):
+        store()
+
+
+def test_a_place_below_a_device_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLATWING_WISDOM", f"{os.devnull}/w.json")
+    wisdom.forget()
+    with pytest.raises(ValueError, match=r"/w.json' cannot be written"):
         wisdom.store(TASK, {"bmm": 1e-6})
+
+
+@pytest.mark.filterwarnings("ignore:.*it is not a file:RuntimeWarning")
+def test_a_folder_in_its_place_stays(wisdom_file: Path) -> None:
+    wisdom_file.mkdir(parents=True)
+    (wisdom_file / "precious").write_text("x")
+    with pytest.raises(ValueError, match=r"w.json' cannot be written \(Is a directory\)"):
+        wisdom.store(TASK, {"bmm": 1e-6})
+    assert (wisdom_file / "precious").read_text() == "x"
+    assert [path.name for path in wisdom_file.parent.iterdir()] == ["w.json"]
+
+
+def test_an_empty_object_knows_nothing_yet(wisdom_file: Path) -> None:
+    wisdom_file.parent.mkdir()
+    wisdom_file.write_text("{}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert wisdom._read(wisdom_file) == ({}, None)
+        wisdom.store(TASK, {"bmm": 1e-6})
+    wisdom.forget()
+    assert wisdom.lookup(TASK) == {"bmm": 1e-6}
+    assert not wisdom_file.with_name("w.json.bad").exists()

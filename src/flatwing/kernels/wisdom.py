@@ -7,6 +7,7 @@ file that is not as we write it is ignored with one warning; when something is t
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
@@ -147,6 +148,20 @@ def _store(kind: str, device: str, entry: str, numbers: Mapping[str, float]) -> 
     place = path()
     if place is None:
         return
+    try:
+        _known = _add(place, kind, device, entry, numbers)
+    except OSError as error:
+        raise ValueError(
+            f"the wisdom file {str(place)!r} cannot be written ({error.strerror or error}). Rule: a file in a folder "
+            f"that may be written; name another with FLATWING_WISDOM, or {os.devnull} for none."
+        ) from error
+    _version += 1
+
+
+def _add(place: Path, kind: str, device: str, entry: str, numbers: Mapping[str, float]) -> dict[str, Entries]:
+    """Write numbers into the file beside what is there; all that it holds now."""
+    if place.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     place.parent.mkdir(parents=True, exist_ok=True)
     with _alone(place):
         machines, why = _read(place)
@@ -160,8 +175,7 @@ def _store(kind: str, device: str, entry: str, numbers: Mapping[str, float]) -> 
         machines = _newest({**machines, machine(device): mine}, MACHINES)
         with replacing(place) as temporary:
             temporary.write_text(json.dumps({"format": FORMAT, "machines": machines}, indent=1), encoding="utf-8")
-    _known = machines
-    _version += 1
+    return machines
 
 
 def _newest(entries: dict[str, Any], count: int) -> dict[str, Any]:
@@ -191,7 +205,10 @@ def _read(place: Path) -> tuple[dict[str, Entries], str | None]:
         content = json.loads(place.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         return {}, f"it cannot be read ({type(error).__name__})"
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    if content == {}:  # nothing is known yet
+        return {}, None
+    # True is equal to 1
+    if not isinstance(content, dict) or type(content.get("format")) is not int or content["format"] != FORMAT:
         return {}, f"it is not of format {FORMAT}"
     machines = content.get("machines")
     if not isinstance(machines, dict) or not all(map(_is_valid, machines.values())):
