@@ -51,9 +51,15 @@ def test_another_task_is_not_known(wisdom_file: Path, other: Task) -> None:
 
 
 def test_rows_between_powers_of_two_share_an_entry(wisdom_file: Path) -> None:
-    wisdom.store(Task(CHAIN, rows=5), {"bmm": 2e-6})
+    wisdom.store(Task(CHAIN, rows=8), {"bmm": 2e-6})
     assert wisdom.lookup(TASK) == wisdom.lookup(Task(CHAIN, rows=6)) == {"bmm": 2e-6}
     assert wisdom.lookup(Task(CHAIN, rows=4)) == {}
+
+
+def test_times_of_rows_that_no_plan_is_made_for_are_refused(wisdom_file: Path) -> None:
+    with pytest.raises(ValueError, match=r"times of 33 rows cannot be kept. Rule: a power of two.*measure 64 rows"):
+        wisdom.store(Task(CHAIN, rows=33), {"bmm": 2e-6})
+    assert not wisdom_file.exists()
 
 
 def test_another_machine_is_not_known(wisdom_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,8 +65,14 @@ def store(task: Task, seconds: Mapping[str, float]) -> None:
     """Keep measured seconds per backend (and "F.linear") for a task; later plans use them, in all processes.
 
     What other processes stored meanwhile stays; of one entry the last one stays. Raises `ValueError` for seconds
-    outside of `BELIEVABLE`, or if the file cannot be written.
+    outside of `BELIEVABLE`, for a number of rows that is no power of two (another entry would take its name), or if
+    the file cannot be written.
     """
+    if task.rows != rounded(task.rows):
+        raise ValueError(
+            f"times of {task.rows} rows cannot be kept. Rule: a power of two, as plans are made for; "
+            f"measure {rounded(task.rows)} rows."
+        )
     low, high = BELIEVABLE
     bad = {name: value for name, value in seconds.items() if not low <= value <= high}
     if bad:
@@ -86,6 +92,15 @@ def forget() -> None:
     _version += 1
 
 
+def rounded(rows: int) -> int:
+    """The number of rows whose plan, and whose measured times, so many rows follow: the next power of two.
+
+    >>> [rounded(rows) for rows in (1, 2, 3, 33, 64)]
+    [1, 2, 4, 64, 64]
+    """
+    return 1 << (max(rows, 1) - 1).bit_length()
+
+
 def key(task: Task) -> str:
     """The name of a task in the file; rows are rounded up to a power of two.
 
@@ -93,10 +108,9 @@ def key(task: Task) -> str:
     >>> key(Task(Chain.butterfly(4), rows=5))
     '(1,2,2,2)(2,2,2,1) rows=8 float32 cpu batch-first forward threads=1'
     """
-    rows = 1 << (max(task.rows, 1) - 1).bit_length()
     dtype, what = str(task.dtype).removeprefix("torch."), "step" if task.train else "forward"
     threads = f" threads={task.threads}" if task.device == "cpu" else ""
-    return f"{task.chain} rows={rows} {dtype} {task.device} {task.layout} {what}{threads}"
+    return f"{task.chain} rows={rounded(task.rows)} {dtype} {task.device} {task.layout} {what}{threads}"
 
 
 def path() -> Path | None:
