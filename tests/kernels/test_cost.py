@@ -142,3 +142,25 @@ def test_calling_compiled_kernels_costs_more_than_calling_torch(train: bool) -> 
     task = Task(Chain.butterfly(64), 1, train=train)
     assert 0 < cost.overhead_seconds(task, native=True) < cost.overhead_seconds(task, native=False) < 5e-4
     assert plan_for(task, "bmm").seconds > BACKENDS["bmm"].seconds(task), "a plan predicts the whole call"
+
+
+def test_threads_divide_arithmetic_and_not_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+
+    def gain(n: int, rows: int, threads: int, train: bool = False) -> float:
+        task = Task(Chain.low_rank(n, n, rank=n), rows, train=train)
+        return cost.dense_seconds(task) / cost.dense_seconds(replace(task, threads=threads))
+
+    assert gain(4096, 4096, 8) > 6, "nothing but arithmetic"
+    assert gain(4096, 1, 8) == 1, "one vector: the matrix is read by one thread"
+    assert 1 < gain(4096, 2, 8) < 2, "little but reading"
+    assert gain(4096, 2, 8, train=True) < 2
+    task = Task(Chain.butterfly(4096), 4096)
+    assert cost.native_seconds(task) / cost.native_seconds(replace(task, threads=8)) < 2, "mostly moving"
+
+
+def test_more_threads_than_cores_are_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = Task(Chain.monarch(1024, 1024, blocks=32), 1024, threads=4)
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    for seconds in (cost.dense_seconds, cost.native_seconds, cost.merge_seconds):
+        assert seconds(replace(task, threads=64)) == seconds(task) < seconds(replace(task, threads=1))
