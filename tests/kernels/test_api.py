@@ -3,7 +3,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flatwing import Chain, SparseProduct, kernels
+from flatwing import Chain, SparseProduct, StructuredLinear, kernels
+from flatwing.nn import BlastLinear, StructuredAdapter
 from flatwing.structure import transforms
 from strategies import valid_chains
 
@@ -126,5 +127,84 @@ def test_explain_takes_a_chain_or_a_product() -> None:
     )
     many = SparseProduct(Chain.butterfly(4), [torch.ones(3, 2, 2, 2)] * 2)
     assert kernels.explain(many).task.chain == Chain([(3, 2, 2, 2), (6, 2, 2, 1)])
-    with pytest.raises(ValueError, match=r"batch=0. Rule: at least one vector, batch=1"):
+    with pytest.raises(ValueError, match=r"batch=0. Rule: a whole number from 1 on"):
         kernels.explain(P, batch=0)
+
+
+def test_explain_names_the_plan_that_runs() -> None:
+    from flatwing.kernels.plan import plan_of
+
+    for chain in (Chain.butterfly(64), Chain.low_rank(96, 80, rank=6), Chain.monarch(64, 64, blocks=8)):
+        for rows in (1, 3, 33, 48, 100):
+            for train in (False, True):
+                ran = plan_of(chain, torch.ones(rows, chain.shape[1]), False, train, "auto")
+                assert kernels.explain(chain, batch=rows, train=train) is ran
+    with pytest.raises(ValueError, match=r"threads=0. Rule: a whole number from 1 on"):
+        kernels.explain(P, threads=0)
+    with pytest.raises(ValueError, match=r"dtype is torch.int32. Rule: real or complex floating point"):
+        kernels.explain(P, dtype=torch.int32)
+
+
+LAYERS = {
+    "chain": lambda: StructuredLinear("monarch(1024, 1024, blocks=32)"),
+    "butterfly": lambda: StructuredLinear("butterfly(1024)"),
+    "blast": lambda: BlastLinear(1024, 1024, blocks=4, rank=8),
+}
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize("grad", [False, True])
+def test_layers_never_read_what_is_not_theirs(kind: str, grad: bool) -> None:
+    layer, x = LAYERS[kind](), torch.randn(300, 1024)
+    names = [name for name, _ in layer.named_parameters() if name != "bias"]
+    want = layer(x)
+    with torch.set_grad_enabled(grad):
+        for name in names:
+            whole = dict(layer.named_parameters())
+            halved = {**whole, name: whole[name][..., : whole[name].shape[-1] // 2]}
+            with pytest.raises(ValueError, match=r"the factors have shapes .* Rule: those of"):
+                torch.func.functional_call(layer, halved, (x,))
+            if name != names[0]:  # the first one is the dtype of the layer
+                mixed = torch.func.functional_call(layer, {**whole, name: whole[name].double()}, (x,))
+                torch.testing.assert_close(mixed.float(), want, rtol=1e-3, atol=1e-3)
+        with pytest.raises(ValueError, match=r"x is on cpu, the product on meta. Rule: one device"):
+            LAYERS[kind]().to("meta")(x)
+
+
+def test_adapters_refuse_another_width() -> None:
+    adapter = StructuredAdapter(torch.nn.Linear(1024, 64), "butterfly(1024)", mode="orthogonal", side="in")
+    with pytest.raises(ValueError, match=r"x has shape \(3, 16\), the product has 1024 columns"):
+        adapter(torch.randn(3, 16))
+
+
+def test_autocast_leaves_complex_numbers_alone() -> None:
+    layer = StructuredLinear("monarch(64, 64, blocks=8)", dtype=torch.complex64)
+    x = torch.randn(5, 64, dtype=torch.complex64)
+    with torch.autocast("cpu"):
+        assert torch.equal(layer(x), layer(x.clone()))
+        assert layer(x).dtype == torch.complex64
+
+
+@pytest.mark.filterwarnings("ignore:.*jit.*:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_traces() -> None:
+    layer = StructuredLinear("butterfly(64)").eval()
+    traced = torch.jit.trace(layer, torch.randn(3, 64))
+    x = torch.randn(20, 64)
+    torch.testing.assert_close(traced(x), layer(x))
+
+
+@pytest.mark.parametrize("text", ["butterfly(64)", "monarch(64, 64, blocks=8)"])
+def test_the_short_way_finds_what_the_long_way_finds(text: str) -> None:
+    product = transforms.random_product(Chain.parse(text)).to(torch.complex64)
+    x = torch.randn(6, 64, dtype=torch.complex64)
+    permuted = SparseProduct(product.chain, product.factors, torch.randperm(64))
+    half = torch.randn(6, 64)
+    with torch.no_grad():
+        for p in (product, permuted, product.conj(), product.to(torch.complex128)):
+            for v in (x, x.conj(), x[0], x[None], half, half.to(torch.complex128), x.conj().imag):
+                wide, factors = torch.complex128, [w.to(torch.complex128) for w in p.factors]
+                want = v.to(wide) @ SparseProduct(p.chain, factors, p.perm_in, p.perm_out).dense().T
+                got = kernels.multiply(v, p)
+                assert got.dtype == torch.promote_types(v.dtype, p.factors[0].dtype)
+                torch.testing.assert_close(got.to(wide), want, rtol=1e-4, atol=1e-4)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 from math import prod
-from typing import Any
+from operator import attrgetter
+from typing import Any, NoReturn
 
 import torch
 from jaxtyping import Num
 
 from ..structure import Chain, SparseProduct
-from . import dispatch
+from . import dispatch, native
 from .backend import BACKENDS, Layout, Task
 from .plan import Plan, merged_factors, plan_for, plan_of
 
+_SHAPE, _DEVICE = attrgetter("shape"), attrgetter("device")
 LAYOUTS = ("batch-first", "batch-last")
 
 
@@ -52,6 +55,10 @@ def multiply(
     >>> multiply(torch.ones(3, 4), P).tolist() == (torch.ones(3, 4) @ P.dense().T).tolist()
     True
     """
+    if backend == "auto" and layout == "batch-first" and dispatch.is_plain_call(x, product):
+        plan = plan_of(product.chain, x, False, False, backend)
+        if not (plan.merged or BACKENDS[plan.backend].native):
+            return BACKENDS[plan.backend].forward(x, product.factors, product.chain.depths, False)
     _check(x, product, layout)
     last = layout == "batch-last"
     if product.batch:
@@ -71,32 +78,66 @@ def multiply(
 def apply(
     x: torch.Tensor, chain: Chain, factors: Sequence[torch.Tensor], backend: str = "auto", last: bool = False
 ) -> torch.Tensor:
-    """`multiply` for x (rows, n), or (n, rows) if `last`, and factors that are known to fit: what layers call."""
-    first, device = factors[0], x.device.type
-    if not x.is_meta and torch.is_autocast_enabled(device) and first.dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(device)
-        with torch.autocast(device, enabled=False):
-            return apply(x.to(dtype), chain, [w.to(dtype) for w in factors], backend, last)
-    if x.dtype != first.dtype:
-        dtype = torch.promote_types(x.dtype, first.dtype)
-        x, factors = x.to(dtype), [w.to(dtype) for w in factors]
-    depths = chain.depths
-    if torch.compiler.is_compiling():
-        # how many rows there will be is not known yet: "auto" is decided inside the operator, at each call
-        if backend != "auto" and BACKENDS[backend].native:
-            return BACKENDS[backend].forward(x, factors, depths, last)
-        return dispatch.run(x, factors, dispatch.Call(depths, backend, last))
+    """`multiply` for x (rows, n), or (n, rows) if `last`, and the factors of a chain: what layers call.
+
+    Raises `ValueError` for sizes that do not fit and devices that differ: kernels read memory by address.
+    """
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+        return _traced(x, chain, factors, backend, last)
+    if x.shape[0 if last else 1] != chain.shape[1] or list(map(_SHAPE, factors)) != chain.factor_shapes:
+        _refuse_sizes(x, chain, factors, last)
+    if {x.device} != set(map(_DEVICE, factors)):
+        others = ", ".join(sorted({str(w.device) for w in factors}))
+        raise ValueError(f"x is on {x.device}, the product on {others}. Rule: one device.")
+    x, factors = _cast(x, factors)
+    if type(x.shape[1 if last else 0]) is not int:
+        return dispatch.run(x, factors, dispatch.Call(chain.depths, backend, last))
     if x.numel() == 0:
         backend = "bmm" if backend == "auto" else backend
-    train = torch.is_grad_enabled() and (x.requires_grad or first.requires_grad)
+    train = torch.is_grad_enabled() and (x.requires_grad or any(w.requires_grad for w in factors))
     plan = plan_of(chain, x, last, train, backend)
     if plan.merged:
         chain, factors = plan.chain, merged_factors(chain, factors, plan.merged)
-        depths = chain.depths
     chosen = BACKENDS[plan.backend]
     if chosen.native:
-        return chosen.forward(x, factors, depths, last)
-    return dispatch.run(x, factors, dispatch.Call(depths, plan.backend, last))
+        return chosen.forward(x, factors, chain.depths, last)
+    return dispatch.run(x, factors, dispatch.Call(chain.depths, plan.backend, last))
+
+
+def _traced(x: torch.Tensor, chain: Chain, factors: Sequence[torch.Tensor], backend: str, last: bool) -> torch.Tensor:
+    """While a model is compiled or traced: the number of rows is not known, so "auto" is decided at each call."""
+    x, factors = _cast(x, factors)
+    if torch._C._get_tracing_state() is not None:  # torch.jit.trace knows only the operations of torch
+        return native.forward(x, factors, chain.depths, last)
+    if backend != "auto" and BACKENDS[backend].native:
+        return BACKENDS[backend].forward(x, factors, chain.depths, last)
+    return dispatch.run(x, factors, dispatch.Call(chain.depths, backend, last))
+
+
+def _cast(x: torch.Tensor, factors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, Sequence[torch.Tensor]]:
+    """Everything in one dtype: that of autocast for real numbers of at most single precision, else the common one."""
+    dtypes = {x.dtype, *[w.dtype for w in factors]}
+    kind = x.device.type
+    if (
+        kind != "meta"
+        and torch.is_autocast_enabled(kind)
+        and all(t.is_floating_point and t.itemsize < 8 for t in dtypes)
+    ):
+        dtype = torch.get_autocast_dtype(kind)
+    elif len(dtypes) == 1:
+        return x, factors
+    else:
+        dtype = reduce(torch.promote_types, dtypes)
+    return x.to(dtype), [w.to(dtype) for w in factors]
+
+
+def _refuse_sizes(x: torch.Tensor, chain: Chain, factors: Sequence[torch.Tensor], last: bool) -> NoReturn:
+    n = chain.shape[1]
+    if x.shape[0 if last else 1] != n:
+        rule = f"({n}, rows)" if last else f"(rows, {n})"
+        raise ValueError(f"x has shape {tuple(x.shape)}, the product has {n} columns. Rule: x is {rule}.")
+    shapes = [tuple(w.shape) for w in factors]
+    raise ValueError(f"the factors have shapes {shapes}. Rule: those of {chain}, {chain.factor_shapes}.")
 
 
 def _batched(x: torch.Tensor, product: SparseProduct, backend: str, last: bool) -> torch.Tensor:
@@ -138,11 +179,10 @@ def _check(x: Any, product: Any, layout: str) -> None:
             f"x has shape {tuple(x.shape)}, the product has {n} columns. Rule: x is {places} for the layout {layout}"
             f"{f', with the batch {tuple(product.batch)} in front' if product.batch else ''}."
         )
-    first = product.factors[0]
-    if x.device != first.device:
-        raise ValueError(f"x is on {x.device}, the product on {first.device}. Rule: one device; use .to({x.device}).")
     if not (x.is_floating_point() or x.is_complex()):
-        raise ValueError(f"x is {x.dtype}. Rule: real or complex floating point; write x.to({first.dtype}).")
+        raise ValueError(
+            f"x is {x.dtype}. Rule: real or complex floating point; write x.to({product.factors[0].dtype})."
+        )
 
 
 def explain(
@@ -158,14 +198,18 @@ def explain(
 ) -> Plan:
     """The plan that `multiply` follows for `batch` vectors: backend, merges, predicted time, and why not the others.
 
-    Device and dtype default to those of the product (cpu and float32 for a chain), threads to those of torch. `train`
-    counts both gradients in. Raises as `multiply` does.
+    Plans are made for powers of two: that of `batch` is the one for the next power of two. Device and dtype default to
+    those of the product (cpu and float32 for a chain), threads to those of torch. `train` counts both gradients in.
+    Raises as `multiply` does.
 
     >>> explain(Chain.butterfly(1024), batch=256, backend="bmm").reason
     'asked for by name'
     """
-    if batch < 1:
-        raise ValueError(f"batch={batch}. Rule: at least one vector, batch=1.")
+    for name, count in (("batch", batch), ("threads", 1 if threads is None else threads)):
+        if not isinstance(count, int) or count < 1:
+            raise ValueError(f"{name}={count!r}. Rule: a whole number from 1 on, {name}=1.")
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout is {layout!r}. Rule: one of {', '.join(LAYOUTS)}.")
     if isinstance(product, SparseProduct):
         chain = Chain((p.a * prod(product.batch), p.b, p.c, p.d) for p in product.chain)
         device, dtype = device or product.device, dtype or product.factors[0].dtype
@@ -173,6 +217,9 @@ def explain(
         chain = product
     else:
         raise TypeError(f"product is a {type(product).__name__}. Rule: a SparseProduct or a Chain.")
+    dtype = dtype or torch.float32
+    if not (dtype.is_floating_point or dtype.is_complex):
+        raise ValueError(f"dtype is {dtype}. Rule: real or complex floating point, such as torch.float32.")
     kind = torch.device(device or "cpu").type
     count = torch.get_num_threads() if threads is None else threads
-    return plan_for(Task(chain, batch, dtype or torch.float32, kind, layout, train, count), backend)
+    return plan_for(Task(chain, batch, dtype, kind, layout, train, count), backend)

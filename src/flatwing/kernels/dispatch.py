@@ -17,9 +17,10 @@ from torch.autograd import forward_ad
 from torch.nn import Parameter
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+from ..structure import SparseProduct
 from . import native
 from .backend import BACKENDS, chain_of
-from .plan import plan_of
+from .plan import Plan, merged_factors, plan_of
 
 _peek = torch._C._functorch.peek_interpreter_stack  # pyright: ignore[reportAttributeAccessIssue]
 _batched = torch._C._functorch.is_legacy_batchedtensor  # pyright: ignore[reportAttributeAccessIssue]
@@ -48,6 +49,28 @@ def run(x: Tensor, factors: Sequence[Tensor], call: Call) -> Tensor:
     if recording or forward_ad._current_level >= 0:
         return _Multiply.apply(x, call, *factors)
     return _forward(x, factors, call)
+
+
+def is_plain_call(x: Tensor, product: SparseProduct) -> bool:
+    """Whether a kernel may run at once: a matrix of the right size and type, and nothing to record, cast or transform.
+
+    This is what keeps a small multiplication at microseconds; all other calls take the long way and find the same.
+    """
+    return (
+        type(x) is Tensor
+        and not torch.is_grad_enabled()
+        and type(product) is SparseProduct
+        and product.is_plain
+        and x.ndim == 2
+        and x.shape[1] == product.chain.shape[1]
+        and x.dtype is product.factors[0].dtype
+        and x.device == product.factors[0].device
+        and x.numel() > 0
+        and not (x.is_neg() or x.is_conj())
+        and not (_modes() or forward_ad._current_level >= 0 or _peek() is not None)
+        and not (torch.is_autocast_enabled(x.device.type) or torch.compiler.is_compiling())
+        and torch._C._get_tracing_state() is None
+    )
 
 
 def _transformed() -> bool:
@@ -120,12 +143,11 @@ class _Transformable(torch.autograd.Function):
         ctx.save_for_forward(x, *factors)
 
 
-def resolve(
+def _planned(
     x: Tensor, factors: Sequence[Tensor], depths: Sequence[int], backend: str, last: bool, train: bool = False
-) -> str:
-    """The backend that runs: while a model is compiled it is not known yet with how many rows it will be called."""
-    chain = chain_of(factors, depths)
-    return plan_of(chain, x, last, train, backend).backend
+) -> Plan:
+    """What runs inside an operator: while a model is compiled it is not known yet with how many rows it will run."""
+    return plan_of(chain_of(factors, depths), x, last, train, backend)
 
 
 # schemas in words: they must not depend on how annotations are evaluated
@@ -136,8 +158,9 @@ _ARGUMENTS = "Tensor x, Tensor[] factors, int[] depths, str backend, bool last"
 def multiply_op(x: Tensor, factors: list[Tensor], depths: list[int], backend: str, last: bool) -> Tensor:
     """The operator behind `multiply`: see `Backend.forward`."""
     x, *factors = (t.resolve_conj().resolve_neg() for t in (x, *factors))
-    backend = resolve(x, factors, depths, backend, last)
-    y = BACKENDS[backend].forward(x, factors, tuple(depths), last)
+    plan = _planned(x, factors, depths, backend, last)
+    used = merged_factors(plan.task.chain, factors, plan.merged) if plan.merged else factors
+    y = BACKENDS[plan.backend].forward(x, used, plan.chain.depths, last)
     return _own_memory([y.contiguous()], [x, *factors])[0]
 
 
@@ -149,7 +172,7 @@ def backward_op(
 ) -> list[Tensor]:
     """Gradients for x and every factor: see `Backend.backward`."""
     x, grad, *factors = (t.resolve_conj().resolve_neg() for t in (x, grad, *factors))
-    chosen = BACKENDS[resolve(x, factors, depths, backend, last, train=True)]
+    chosen = BACKENDS[_planned(x, factors, depths, backend, last, train=True).backend]
     if chosen.native:
         gx, gw = native.backward(x, factors, depths, grad, last)
     else:
@@ -160,11 +183,11 @@ def backward_op(
 
 
 def _own_memory(results: list[Tensor], inputs: list[Tensor]) -> list[Tensor]:
-    """The results, copied where they share memory with each other or an input, which torch forbids in an operator."""
+    """The results, copied where they share memory with each other or an input: torch wants each in its own."""
     taken = {t.untyped_storage().data_ptr() for t in inputs}
     found = []
     for t in results:
-        t = t.clone() if t.untyped_storage().data_ptr() in taken else t
+        t = t.clone() if t.storage_offset() or t.untyped_storage().data_ptr() in taken else t
         taken.add(t.untyped_storage().data_ptr())
         found.append(t)
     return found

@@ -15,7 +15,7 @@ def apply_rows(w: torch.Tensor, x: torch.Tensor, d: int) -> torch.Tensor:
     blocks, b, c = w.shape
     if blocks == 1:
         return torch.nn.functional.linear(x, w.squeeze(0))  # the gradient of w[0] would be a copy
-    a, k = blocks // d, len(x)
+    a, k = blocks // d, x.shape[0]
     y = x.reshape(k, a, c, d).permute(1, 3, 0, 2).reshape(blocks, k, c) @ w.mT
     return y.reshape(a, d, k, b).permute(2, 0, 3, 1).reshape(k, a * b * d)
 

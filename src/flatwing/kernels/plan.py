@@ -86,9 +86,10 @@ def plan_of(chain: Chain, x: torch.Tensor, last: bool, train: bool, backend: str
 
     This is on the way of every multiplication: about a microsecond.
     """
-    rows = 1 << (x.shape[1 if last else 0] - 1).bit_length()
-    threads = torch.get_num_threads()
-    return _plan_of(chain, rows, x.dtype, x.device.type, last, train, threads, backend, wisdom.version())
+    rows, threads = x.shape[1 if last else 0], torch.get_num_threads()
+    return _plan_of(
+        chain, 1 << (rows - 1).bit_length(), x.dtype, x.device.type, last, train, threads, backend, wisdom.version()
+    )
 
 
 @lru_cache(maxsize=4096)
@@ -108,14 +109,15 @@ def _plan_of(
 
 
 def plan_for(task: Task, backend: str = "auto") -> Plan:
-    """The plan that `multiply` follows for this task.
+    """The plan that `multiply` follows for this task, its rows rounded up to a power of two.
 
     Raises `ValueError` for an unknown backend, or a named one that does not support the task, with its reason.
 
     >>> plan_for(Task(Chain.butterfly(1024), rows=256), "bmm").backend
     'bmm'
     """
-    return _plan_for(task, backend, wisdom.version())
+    rows = 1 << (task.rows - 1).bit_length()
+    return _plan_for(task if rows == task.rows else replace(task, rows=rows), backend, wisdom.version())
 
 
 @lru_cache(maxsize=4096)

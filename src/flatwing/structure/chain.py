@@ -36,7 +36,8 @@ class Chain(ChainFamilies):
 
     def __init__(self, patterns: Iterable[Pattern | Sequence[int]]) -> None:
         self.patterns = tuple(p if isinstance(p, Pattern) else _pattern(p) for p in patterns)
-        self.depths = tuple(p.d for p in self.patterns)  # what the shapes (a*d, b, c) of the factors leave open
+        self.depths = tuple(p.d for p in self.patterns)  # what the shapes of the factors leave open
+        self.factor_shapes = [(p.blocks, p.b, p.c) for p in self.patterns]
         if not self.patterns:
             raise ValueError("a chain needs at least one pattern, got none. Try Chain.dense(m, n).")
         self.shape = self.patterns[0].shape[0], self.patterns[-1].shape[1]  # rows and columns of the product

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterable
-from functools import reduce
+from functools import cached_property, reduce
 from math import prod
 from typing import Any, final
 
@@ -48,9 +48,7 @@ class SparseProduct:
         self.factors = tuple(factors)
         if not isinstance(chain, Chain) or not all(isinstance(w, torch.Tensor) for w in self.factors):
             kinds = ", ".join(type(x).__name__ for x in (chain, *self.factors))
-            raise TypeError(
-                f"a product is made of a Chain and torch tensors, got {kinds}. See Chain.parse, torch.as_tensor."
-            )
+            raise TypeError(f"a product is made of a Chain and torch tensors, got {kinds}. See Chain.parse, as_tensor.")
         if len(self.factors) != len(chain):
             raise ValueError(f"the chain {chain} has {len(chain)} factors, got {len(self.factors)} tensors.")
         first = self.factors[0]
@@ -89,6 +87,13 @@ class SparseProduct:
             return dtype
         return np.dtype(str(dtype).removeprefix("torch.") if dtype != torch.bfloat16 else "float32")
 
+    @cached_property
+    def is_plain(self) -> bool:
+        """Whether nothing but the values of one matrix is here: no batch, permutation, subclass or lazy conjugation."""
+        plain = (torch.Tensor, torch.nn.Parameter)
+        lazy = (type(w) not in plain or w.is_conj() or w.is_neg() or w.is_meta for w in self.factors)
+        return not (self.batch or self.perm_in is not None or self.perm_out is not None or any(lazy))
+
     @property
     def device(self) -> torch.device:
         """Device of the factors."""
@@ -117,7 +122,7 @@ class SparseProduct:
         return self._with([w.conj() for w in self.factors])
 
     def to(self, *args: Any, **kwargs: Any) -> SparseProduct:
-        """The operator with another dtype or device; arguments as for `torch.Tensor.to`."""
+        """The operator with another dtype or device; arguments as for `Tensor.to`."""
         return self._with([w.to(*args, **kwargs) for w in self.factors])
 
     def detach(self) -> SparseProduct:
@@ -217,9 +222,7 @@ class SparseProduct:
     def __getitem__(self, index: slice) -> SparseProduct:
         """Product of a slice of the factors, with the permutation of an end that is included."""
         if not isinstance(index, slice):
-            raise TypeError(
-                f"a product is sliced, such as P[0:2], got P[{index!r}]; one factor's values: P.factors[i]."
-            )
+            raise TypeError(f"a product is sliced, as in P[0:2], got P[{index!r}]; one factor's values: P.factors[i].")
         start, stop, _ = index.indices(len(self.chain))
         return SparseProduct(
             self.chain[index],
@@ -250,7 +253,7 @@ class SparseProduct:
         dtype = torch.promote_types(self.factors[0].dtype, x.dtype)
         if self.perm_in is not None:
             x = x.index_select(-2, self.perm_in)
-        n, k = x.shape[-2:]
+        (m, n), k = self.chain.shape, x.shape[-1]
         if self.batch:
             stack = self.batch
             try:
@@ -265,7 +268,6 @@ class SparseProduct:
         y = y.to(dtype)
         for pattern, w in zip(reversed(self.chain.patterns), reversed(self.factors), strict=True):
             y = apply_factor(w.reshape(-1, pattern.b, pattern.c).to(dtype), y, pattern.d)
-        m = self.chain.shape[0]
         y = y.reshape(*stack, m, k) if self.batch else y.reshape(m, *stack, k).movedim(0, -2)
         return self._unpermute(y, self.perm_out, -2)
 
@@ -285,7 +287,7 @@ class SparseProduct:
             return _to_numpy(from_numpy(x) @ self)
         if not isinstance(x, torch.Tensor):
             return NotImplemented
-        m = self.chain.shape[0]
+        m, _ = self.chain.shape
         if x.ndim < 1 or x.shape[-1] != m:
             raise ValueError(
                 f"P has {m} rows, x has shape {tuple(x.shape)}. Rule: x @ P with x ({m},) or (..., k, {m})."
@@ -318,9 +320,8 @@ class SparseProduct:
         return self.H.matmat(x)
 
     def ks_values(self) -> list[Num[torch.Tensor, "*batch a b c d"]]:
-        """The values as (*batch, a, b, c, d) arrays, K[i b d + j d + l, i c d + k d + l] = T[i, j, k, l].
-
-        This is the layout of lazylinop's `ks_values` and of the ksmm kernels.
+        """The values as (*batch, a, b, c, d) arrays, K[i b d + j d + l, i c d + k d + l] = T[i, j, k, l], the layout of
+        lazylinop's `ks_values` and of the ksmm kernels.
         """
         return [
             w.reshape(*self.batch, p.a, p.d, p.b, p.c).movedim(-3, -1)
