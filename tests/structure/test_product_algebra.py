@@ -88,7 +88,7 @@ def test_slices_that_are_no_products() -> None:
     product = draw_product(MONARCH)
     with (
         as_user(),
-        pytest.raises(TypeError, match=r"a product is sliced, such as P\[0:2\], got P\[0\].*P\.factors\[i\]"),
+        pytest.raises(TypeError, match=r"a product is sliced, as in P\[0:2\], got P\[0\].*P\.factors\[i\]"),
     ):
         product[0]  # type: ignore[index]
     with pytest.raises(ValueError, match=r"sliced with step 1, got step -1"):
