@@ -42,6 +42,30 @@ def test_predictions_are_near_what_was_measured(spec: str, rows: int, train: boo
     assert (plan.speedup > 1) == (dense > bmm)
 
 
+# the same, for whole calls that take little more than what is fixed
+SMALL = [
+    ("low_rank(64,64,rank=8)", 1, True, "numba", 157),
+    ("butterfly(64)", 1, True, "numba", 102),
+    ("butterfly(256)", 1, True, "numba", 115),
+    ("butterfly(1024)", 4, True, "numba", 154),
+    ("butterfly(48)", 1, True, "numba", 193),
+    ("block_diagonal(96,96,blocks=3)", 4, True, "numba", 151),
+    ("monarch(1024,1024,blocks=32)", 1, True, "numba", 224),
+    ("low_rank(64,64,rank=8)", 4, False, "numba", 19.6),
+    ("butterfly(256)", 4, False, "numba", 20.6),
+    ("monarch(1024,1024,blocks=32)", 4, False, "numba", 33.6),
+    ("low_rank(64,64,rank=8)", 1, False, "bmm", 14.6),
+    ("block_diagonal(96,96,blocks=3)", 1, False, "bmm", 19.7),
+    ("low_rank(64,64,rank=8)", 1, True, "bmm", 74.7),
+]
+
+
+@pytest.mark.parametrize(("spec", "rows", "train", "backend", "measured"), SMALL)
+def test_what_is_fixed_is_predicted(spec: str, rows: int, train: bool, backend: str, measured: float) -> None:
+    plan = plan_for(Task(Chain.parse(spec), rows, train=train), backend)
+    assert 0.75 < plan.seconds / (1e-6 * measured) < 1.3
+
+
 TASKS = [
     Task(Chain.parse(spec), 64, dtype, layout=layout, train=train)  # type: ignore[arg-type]
     for spec in ("butterfly(64)", "monarch(1024,512,blocks=32)", "low_rank(300,500,rank=7)", "(1,2,2,3)(3,2,2,1)")

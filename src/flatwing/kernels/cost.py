@@ -185,8 +185,8 @@ def overhead_seconds(task: Task, native: bool) -> float:
     """What `multiply` adds to every backend: checks, the plan, and what autograd records of compiled kernels."""
     machine = machine_of(task)
     if native:
-        return 2.5 * machine.call
-    return 5.5 * machine.call + (9 * RECORD * machine.call if task.train else 0.0)
+        return 5.0 * machine.call
+    return 5.5 * machine.call + (6.5 * RECORD * machine.call if task.train else 0.0)
 
 
 def _shared(work: Work, task: Task) -> float:
