@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from flatwing import StructuredLinear
-from flatwing.nn import BlastLinear
 from flatwing.kernels.native import FEW_ROWS
+from flatwing.nn import BlastLinear
 from strategies import as_user
 
 
