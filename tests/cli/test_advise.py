@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,9 @@ from flatwing.kernels import wisdom
 
 FIELDS = (
     "shape chain patterns choice parameters dense_parameters density flops dense_flops dtype device machine threads "
-    "train batches wins break_even tried verdict sentence alternatives notes"
+    "train batches wins equals source break_even tried verdict sentence alternatives notes"
 )
-ROW = "batch backend seconds interval dense_seconds dense_interval speedup measured times"
+ROW = "batch rows outcome backend seconds interval dense_seconds dense_interval speedup measured times"
 
 
 def run(*arguments: object) -> Result:
@@ -30,7 +31,8 @@ def run_json(*arguments: object) -> dict:
     return json.loads(result.stdout)
 
 
-def test_json_tells_everything() -> None:
+def test_json_tells_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
     record = run_json("--in", 1024, "--out", 512, "--batch", "2, 64", "--dtype", "float64", "--threads", 3, "--train")
     assert list(record) == FIELDS.split()
     assert record["shape"] == [512, 1024], "outputs x inputs"
@@ -44,15 +46,21 @@ def test_a_person_reads_a_table_and_a_sentence() -> None:
     record = run_json("--in", 1024, "--out", 1024, "--chain", "butterfly(1024)", "--batch", "16,2048", "--threads", 1)
     lines = result.stdout.splitlines()
     assert lines[0] == f"{'chain':<12}{Chain.butterfly(1024)} (10 factors)"
-    assert lines[1] == f"{'parameters':<12}20,480 = 1.95% of the 1,048,576 dense ones"
+    assert lines[1] == f"{'parameters':<12}20,480 = 2.0% of the 1,048,576 dense ones"
     assert lines[2] == f"{'flops':<12}40,960 per vector instead of 2,097,152"
     assert lines[3] == f"{'task':<12}forward, float32, 1 thread"
     row = next(line.split() for line in lines if line.strip().startswith("2,048"))
     assert row[1] == record["batches"][1]["backend"]
-    assert row[-1] == "predicted"
+    assert row[-2:] == ["chain", "predicted"]
     assert lines[-2] == f"{'break-even':<12}batch {record['break_even']}"
     assert lines[-1] == record["sentence"]
     assert result.stderr == ""
+
+
+def test_batches_between_powers_of_two_are_told_apart() -> None:
+    lines = run("--chain", "butterfly(1024)", "--batch", "33,64").stdout.splitlines()
+    assert [line.split()[:3] for line in lines if line.strip().startswith("33")] == [["33", "as", "64"]]
+    assert lines[-1].endswith("Batch 33 counts as 64, as plans are made for powers of two.")
 
 
 def test_quiet_is_one_line() -> None:
@@ -88,7 +96,7 @@ def test_an_interruption_is_told_and_keeps_what_was_measured(tmp_path: Path, mon
     real = module.race
 
     def race(task: object) -> object:
-        if task.rows == 9:  # type: ignore[attr-defined]
+        if task.rows == 16:  # type: ignore[attr-defined]
             raise KeyboardInterrupt
         return real(task)
 

@@ -1,6 +1,7 @@
 """The advice: which chain, which batches, which sentence; and everything that it refuses."""
 
 import json
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -10,14 +11,16 @@ import pytest
 import torch
 
 from flatwing import Chain
-from flatwing.kernels import BACKENDS, candidates, wisdom
-from flatwing.kernels.advice import Advice, Row
+from flatwing.kernels import BACKENDS, candidates, explain, wisdom
+from flatwing.kernels.advice import Advice, Row, percent
 from flatwing.kernels.advise import GRID, advise
+from flatwing.kernels.backend import Task
 from flatwing.kernels.candidates import sensible, within
 from flatwing.kernels.race import Timing
 
 
-def test_what_is_told() -> None:
+def test_what_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
     advice = advise(512, 1024, batches=(1, 100), dtype="float64", threads=2, train=True)
     record = advice.as_dict()
     assert record == json.loads(json.dumps(record, allow_nan=False))
@@ -26,18 +29,19 @@ def test_what_is_told() -> None:
     assert (record["parameters"], record["flops"]) == (advice.chain.nnz, 2 * advice.chain.nnz)
     assert record["choice"].startswith("monarch(512, 1024, blocks=(16, 32)): Monarch with")
     assert (record["dtype"], record["device"], record["threads"], record["train"]) == ("float64", "cpu", 2, True)
-    assert [row["batch"] for row in record["batches"]] == [1, 100]
+    assert [(row["batch"], row["rows"]) for row in record["batches"]] == [(1, 1), (100, 128)]
     for row in record["batches"]:
         assert row["speedup"] == pytest.approx(row["dense_seconds"] / row["seconds"])
         assert row["seconds"] == min(row["times"].values()) == row["times"][row["backend"]]
         assert (row["measured"], row["interval"]) == (False, None)
-    assert record["tried"] == sorted({*GRID, 100})
+    assert record["tried"] == list(GRID)
     assert record["alternatives"] == []
     assert str(advice) == record["sentence"]
 
 
 @pytest.mark.parametrize("change", [{"train": True}, {"dtype": torch.complex128}, {"threads": 4}])
-def test_task_reaches_the_prediction(change: dict[str, Any]) -> None:
+def test_task_reaches_the_prediction(change: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
     plain, other = advise(1024, 1024, batches=[512]), advise(1024, 1024, batches=[512], **change)
     assert (other.rows[0].dense_seconds > plain.rows[0].dense_seconds) == ("threads" not in change)
     assert other.rows[0].seconds != plain.rows[0].seconds
@@ -102,29 +106,59 @@ def test_a_chain_that_leaves_the_budget_unused_is_not_chosen_for_its_speed(monke
     assert max(speedups) > speedups[0], "a smaller one is faster"
 
 
-def made(wins: tuple[tuple[int, int], ...], *speedups: float) -> Advice:
-    rows = tuple(Row(4**i, "bmm", 1.0, s, False, None, None, (("bmm", 1.0),)) for i, s in enumerate(speedups))
+def row(batch: int, speedup: float, *, rows: int = 0, measured: bool = False, spread: float = 0.0) -> Row:
+    """A row of a chain that takes a second; with a spread, its times and those of dense lie so far around."""
+    intervals = [(t * (1 - spread), t * (1 + spread)) if spread else None for t in (1.0, speedup)]
+    return Row(batch, rows or batch, "bmm", 1.0, speedup, measured, intervals[0], intervals[1], (("bmm", 1.0),))
+
+
+def made(
+    wins: tuple[tuple[int, int], ...],
+    *speedups: float,
+    equals: tuple[tuple[int, int], ...] = (),
+    chain: Chain = Chain.butterfly(256),  # noqa: B008
+) -> Advice:
+    rows = tuple(row(4**i, speedup) for i, speedup in enumerate(speedups))
     tried = (1, 2, 4, 8, 16)
-    return Advice(Chain.butterfly(256), "as given", torch.float32, "cpu", 1, False, rows, wins, tried)
+    return Advice(chain, "as given", torch.float32, "cpu", 1, False, rows, wins, tried, equals=equals)
 
 
-LOSES = "Keep dense: at every batch from 1 to 16 it is faster than this chain (0.5x at batch 1, 0.046x at batch 4)."
+LOSES = (
+    "Keep dense: at every power of two from batch 1 to 16 it is predicted to be faster than this chain "
+    "(0.5x at batch 1, 0.046x at batch 4)."
+)
+LOSES_PARTLY = "Keep dense: it is predicted to be faster than this chain, but about equal for batches from 4 to 16 (0.5x at batch 1)."
+EQUAL = (
+    "About equal: at every power of two from batch 1 to 16 neither is predicted to be faster "
+    "(1.2x at batch 1, 0.9x at batch 4), with 6.2% of the parameters. No reason to change for speed."
+)
 WINS = (
-    "Use the chain: at every batch from 1 to 16 it is faster than dense (2.5x at batch 1, 1,200x at batch 4), "
-    "with 6.25% of the parameters."
+    "Use the chain: at every power of two from batch 1 to 16 it is predicted to be faster than dense "
+    "(2.5x at batch 1, 1,200x at batch 4), with 6.2% of the parameters."
 )
 DEPENDS = (
-    "Use the chain for batches from 2 to 4 and 16, with 6.25% of the parameters; "
-    "keep dense for the others (0.5x at batch 1)."
+    "Use the chain for batches from 2 to 4 and 16, where it is predicted to be faster, with 6.2% of the parameters; "
+    "keep dense for the others (0.5x at batch 1; powers of two were looked at)."
 )
+DEPENDS_ON_THREE = DEPENDS.replace("keep dense", "about equal for 8; keep dense")
+WINS_PARTLY = (
+    "Use the chain for batches from 2 to 16, where it is predicted to be faster, with 6.2% of the parameters; "
+    "about equal for 1 (1.2x at batch 1; powers of two were looked at)."
+)
+HEAVY = "Keep dense: the chain has 200% of its parameters (2.5x at batch 1)."
 
 
 @pytest.mark.parametrize(
     ("advice", "verdict", "break_even", "sentence"),
     [
         (made((), 0.5, 0.046), "dense", None, LOSES),
+        (made((), 0.5, equals=((4, 16),)), "dense", None, LOSES_PARTLY),
+        (made((), 1.2, 0.9, equals=((1, 16),)), "equal", None, EQUAL),
         (made(((1, 16),), 2.5, 1234.5), "structure", 1, WINS),
         (made(((2, 4), (16, 16)), 0.5), "depends", 2, DEPENDS),
+        (made(((2, 4), (16, 16)), 0.5, equals=((8, 8),)), "depends", 2, DEPENDS_ON_THREE),
+        (made(((2, 16),), 1.2, equals=((1, 1),)), "depends", 2, WINS_PARTLY),
+        (made(((1, 16),), 2.5, chain=Chain.low_rank(4, 4, rank=4)), "dense", 1, HEAVY),
     ],
 )
 def test_sentence(advice: Advice, verdict: str, break_even: int | None, sentence: str) -> None:
@@ -132,12 +166,47 @@ def test_sentence(advice: Advice, verdict: str, break_even: int | None, sentence
 
 
 def test_batches_that_were_not_measured_are_not_spoken_of() -> None:
-    one = replace(made(((4, 4),), 3.0), tried=(4,))
-    assert one.sentence.startswith("Use the chain: at batch 4 it is faster than dense (3x")
-    three = replace(made(((1, 16),), 2.0, 3.0, 4.0), tried=(1, 4, 16))
-    assert three.sentence.startswith("Use the chain: at batch 1, 4 and 16 it is faster than dense")
-    assert replace(three, wins=()).sentence.startswith("Keep dense: at batch 1, 4 and 16 it is faster than this")
-    assert replace(three, wins=((4, 16),)).sentence.startswith("Use the chain for batches 4 and 16, with")
+    one = replace(made(((4, 4),), 3.0), tried=(4,), source="measured")
+    assert one.sentence.startswith("Use the chain: at batch 4 it was measured to be faster than dense (3x")
+    three = replace(made(((1, 16),), 2.0, 3.0, 4.0), tried=(1, 4, 16), source="in part measured")
+    assert three.sentence.startswith(
+        "Use the chain: at batch 1, 4 and 16 it is predicted, in part measured, to be faster than dense"
+    )
+    assert replace(three, wins=()).sentence.startswith("Keep dense: at batch 1, 4 and 16 it is")
+    assert replace(three, wins=((4, 16),)).sentence.startswith("Use the chain for batches 4 and 16, where")
+    rounded = replace(one, rows=(row(3, 3.0, rows=4), row(5, 3.0, rows=8)), tried=(4, 8), wins=((4, 8),))
+    assert rounded.sentence.endswith("Batches 3 and 5 count as 4 and 8, as plans are made for powers of two.")
+
+
+@pytest.mark.parametrize(
+    ("found", "outcome"),
+    [
+        (row(1, 1.31), "structure"),
+        (row(1, 1.29), "equal"),
+        (row(1, 0.78), "equal"),
+        (row(1, 0.76), "dense"),
+        (row(1, 1.15, measured=True), "structure"),
+        (row(1, 0.95, measured=True), "equal"),
+        (row(1, 1.1, measured=True, spread=0.01), "structure"),
+        (row(1, 1.5, measured=True, spread=0.3), "equal"),
+        (row(1, 0.9, measured=True, spread=0.01), "dense"),
+    ],
+)
+def test_what_is_within_the_errors_is_about_equal(found: Row, outcome: str) -> None:
+    assert found.outcome == found.as_dict()["outcome"] == outcome
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_what_saves_no_parameter_is_not_recommended(size: int) -> None:
+    advice = advise(size, size)
+    assert advice.chain.density >= 1
+    assert advice.verdict == "dense"
+    assert advice.sentence.startswith(f"Keep dense: the chain has {percent(advice.chain.density)} of its parameters")
+
+
+def test_tiny_shares_have_digits() -> None:
+    advice = advise(chain=Chain.low_rank(10**7, 10**7, rank=2))
+    assert advice.sentence.endswith("with 0.000040% of the parameters.")
 
 
 def test_dense_chain_loses_and_is_told_so() -> None:
@@ -156,8 +225,8 @@ def raced(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         bmm = 1e-5 if task.rows >= 10 else 3e-5
         return {
             **{name: Timing(9e-5, 8e-5, 1e-4, 7) for name in BACKENDS},
-            "F.linear": Timing(2e-5, 1e-5, 4e-5, 7),
-            "bmm": Timing(bmm, 0.5 * bmm, 2 * bmm, 7),
+            "F.linear": Timing(2e-5, 1.9e-5, 2.1e-5, 7),
+            "bmm": Timing(bmm, 0.9 * bmm, 1.2 * bmm, 7),
         }
 
     monkeypatch.setattr(sys.modules["flatwing.kernels.advise"], "race", race)
@@ -167,16 +236,50 @@ def raced(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_measured_advice_claims_nothing_between(raced: list[int], wisdom_file: Path) -> None:
     told: list[tuple[str, int, int]] = []
     advice = advise(64, 64, batches=(4, 100), measure=True, progress=lambda *a: told.append(a))
-    assert raced == [4, 100]
-    assert told == [("batch 4", 0, 2), ("batch 100", 1, 2)]
-    assert (advice.tried, advice.wins, advice.verdict) == ((4, 100), ((100, 100),), "depends")
+    assert raced == [4, 128]
+    assert told == [("batch 4", 0, 2), ("batch 128", 1, 2)]
+    assert (advice.tried, advice.wins, advice.verdict) == ((4, 128), ((128, 128),), "depends")
+    assert "Batch 100 counts as 128" in advice.sentence
     low, high = advice.rows
+    assert (high.batch, high.rows) == (100, 128)
     assert (low.backend, low.measured, low.speedup) == ("bmm", True, pytest.approx(2 / 3))
-    assert (high.seconds, high.interval, high.dense_interval) == (1e-5, (0.5e-5, 2e-5), (1e-5, 4e-5))
+    assert (high.seconds, high.interval, high.dense_interval) == (1e-5, (0.9e-5, 1.2e-5), (1.9e-5, 2.1e-5))
     assert high.times[0] == ("bmm", 1e-5)
     assert sorted(dict(high.times)) == sorted(BACKENDS)
     later = advise(64, 64, batches=(128,))
     assert (later.rows[0].measured, later.rows[0].seconds, later.rows[0].dense_seconds) == (True, 1e-5, 2e-5)
+
+
+def test_batches_of_one_plan_are_measured_once(raced: list[int], wisdom_file: Path) -> None:
+    advice = advise(64, 64, batches=(33, 64, 48), measure=True)
+    assert raced == [64]
+    assert [(row.batch, row.rows) for row in advice.rows] == [(33, 64), (64, 64), (48, 64)]
+    assert (advice.tried, advice.source) == ((64,), "measured")
+    plan = explain(advice.chain, batch=33)
+    assert (plan.measured, plan.task.rows) == (True, 64)
+    assert "with 64 rows" in str(plan)
+
+
+def test_without_a_time_of_dense_a_speed_up_is_not_measured(wisdom_file: Path) -> None:
+    chain = Chain.monarch(64, 64, blocks=8)
+    wisdom.store(Task(chain, 16), {"bmm": 1e-7})
+    advice = advise(chain=chain, batches=16, threads=1)
+    assert (advice.rows[0].seconds, advice.rows[0].measured, advice.source) == (1e-7, False, "predicted")
+    wisdom.store(Task(chain, 16), {"F.linear": 1e-6})
+    advice = advise(chain=chain, batches=16, threads=1)
+    assert (advice.rows[0].measured, advice.source) == (True, "in part measured")
+
+
+def test_a_device_of_torch_and_a_single_batch() -> None:
+    advice = advise(64, 64, device=torch.device("cpu"), batches=16)
+    assert (advice.device, [row.batch for row in advice.rows]) == ("cpu", [16])
+
+
+def test_threads_beyond_the_cores_are_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    advice = advise(64, 64, threads=64)
+    assert advice.threads == 2
+    assert advice.notes == ("threads=64 are more than the 2 cores of this machine; the advice is for 2",)
 
 
 def test_what_was_measured_before_an_interruption_is_kept(raced: list[int], wisdom_file: Path) -> None:
@@ -220,7 +323,10 @@ def test_a_file_that_cannot_be_written_costs_a_note(raced: list[int], wisdom_fil
         ({"m": 8, "n": 8, "batches": []}, "no batch was given"),
         ({"m": 8, "n": 8, "batches": [4, 0]}, "batch 0. Rule"),
         ({"m": 8, "n": 8, "dtype": "float23"}, "unknown dtype 'float23', did you mean 'float32'"),
-        ({"m": 8, "n": 8, "dtype": torch.int8}, "unknown dtype 'int8'.* Rule: one of float32"),
+        ({"m": 8, "n": 8, "dtype": torch.int32}, "factors of dtype int32 are not multiplied. Rule: one of float32"),
+        ({"m": 8, "n": 8, "batches": 0}, "batch 0. Rule"),
+        ({"m": 8, "n": 8, "batches": True}, "batch True. Rule"),
+        ({"m": 8, "n": 8, "device": torch.device("meta")}, "unknown device 'meta'"),
         ({"m": 8, "n": 8, "device": "gpu"}, "unknown device 'gpu'"),
         ({"m": 8, "n": 8, "threads": 0}, "threads=0. Rule"),
     ],

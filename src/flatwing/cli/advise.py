@@ -8,9 +8,11 @@ import typer
 from rich import box
 from rich.table import Table
 
-from ..kernels.advice import Advice, Row, round_to_two
+from ..kernels.advice import Advice, Row, percent, round_to_two
 from ..kernels.advise import advise
 from .output import Format, note, plainly, stdout, working, write_json
+
+FASTER = {"structure": "chain", "dense": "dense", "equal": "about equal"}
 
 
 @plainly
@@ -34,14 +36,15 @@ def command(
         bool, typer.Option("--measure", help="Time it here, beside dense, and let later plans know.")
     ] = False,
     format: Annotated[
-        Format, typer.Option(help="quiet is one line: verdict (structure, dense, depends) and chain, by a tab.")
+        Format, typer.Option(help="quiet is one line: verdict (structure, dense, equal, depends) and chain, by a tab.")
     ] = Format.human,
 ) -> None:
     """Tell whether a chain of sparse factors multiplies faster than the dense matrix, and from which batch on.
 
     Without --chain and --budget a Monarch chain is looked at. Times are predicted by a model, from a few rates of this
     machine that are measured once; with --measure they are taken here and now, in turns with dense. Both are kept in a
-    small file that later multiplications follow, in the cache folder or where FLATWING_WISDOM says. How well a chain
+    small file that later multiplications follow, in the cache folder or where FLATWING_WISDOM says. A batch counts as
+    the next power of two, as in plans; predictions that differ by less than 1.3 are about equal. How well a chain
     approximates a matrix is for flatwing factorize to tell.
     """
     with working("measuring") as progress:
@@ -83,7 +86,7 @@ def _print(advice: Advice) -> None:
     lines = {
         "chain": f"{chain} ({len(chain)} factor{'s' * (len(chain) > 1)})",
         "choice": None if advice.choice == "as given" else advice.choice,
-        "parameters": f"{chain.nnz:,} = {chain.density:.2%} of the {m * n:,} dense ones",
+        "parameters": f"{chain.nnz:,} = {percent(chain.density)} of the {m * n:,} dense ones",
         "flops": f"{chain.flops:,} per vector instead of {2 * m * n:,}",
         "task": f"{'training step' if advice.train else 'forward'}, {advice.as_dict()['dtype']}, {where}",
     }
@@ -99,15 +102,16 @@ def _print(advice: Advice) -> None:
 
 def _table(rows: tuple[Row, ...]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=0)
-    for column in ("batch", "backend", "time", "dense", "speed-up", "times are"):
-        table.add_column(column, justify="left" if column in ("backend", "times are") else "right")
+    for column in ("batch", "backend", "time", "dense", "speed-up", "faster", "times are"):
+        table.add_column(column, justify="left" if column in ("backend", "faster", "times are") else "right")
     for row in rows:
         table.add_row(
-            f"{row.batch:,}",
+            f"{row.batch:,}" + (f" as {row.rows:,}" if row.rows != row.batch else ""),
             row.backend,
             _time(row.seconds, row.interval),
             _time(row.dense_seconds, row.dense_interval),
             f"{round_to_two(row.speedup)}x",
+            FASTER[row.outcome],
             "measured" if row.measured else "predicted",
         )
     return table

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import exp, log
+from math import exp, floor, log, log10
 from typing import Any, final
 
 import torch
@@ -12,13 +12,29 @@ from ..structure import Chain
 from . import wisdom
 from .cost import dtype_name
 
+PREDICTED = 1.3
+"""Ratio of predicted times that may as well be 1: half of the predictions err by less, see `cost`."""
+
+STORED = 1.1
+"""The same for times that were measured some time ago, of which the medians are known."""
+
+BE = {
+    "predicted": "is predicted to be",
+    "measured": "was measured to be",
+    "in part measured": "is predicted, in part measured, to be",
+}
+
 
 @final
 @dataclass(frozen=True)
 class Row:
-    """The answer for one batch. Times are seconds per call, the interval is that of the quartiles if measured now."""
+    """The answer for one batch. Times are seconds per call, the interval is that of the quartiles if measured now.
+
+    Times are those of `rows` vectors, the power of two from the batch on: plans are made for these.
+    """
 
     batch: int
+    rows: int
     backend: str
     seconds: float
     dense_seconds: float
@@ -32,10 +48,24 @@ class Row:
         """Time of the dense layer over that of the chain; above 1 the chain wins."""
         return self.dense_seconds / self.seconds
 
+    @property
+    def outcome(self) -> str:
+        """What is faster: "structure", "dense", or "equal" if the times do not tell.
+
+        Intervals of what was measured now must not meet; other ratios must be above `PREDICTED` or `STORED`.
+        """
+        if self.interval is not None and self.dense_interval is not None:
+            (low, high), (dense_low, dense_high) = self.interval, self.dense_interval
+            return "structure" if high < dense_low else "dense" if dense_high < low else "equal"
+        margin = STORED if self.measured else PREDICTED
+        return "structure" if self.speedup > margin else "dense" if self.speedup < 1 / margin else "equal"
+
     def as_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
         return {
             "batch": self.batch,
+            "rows": self.rows,
+            "outcome": self.outcome,
             "backend": self.backend,
             "seconds": self.seconds,
             "interval": self.interval and list(self.interval),
@@ -72,8 +102,9 @@ class Alternative:
 class Advice:
     """Whether a chain is faster than the dense matrix of its shape; immutable.
 
-    `wins` are the intervals (first, last) of batches in which it is, out of those in `tried`; `choice` says why it is
-    this chain. `alternatives`, the chosen one first, are those of a budget.
+    `wins` are the intervals (first, last) of batches in which it is, `equals` those in which both take about as long,
+    out of those in `tried`, which are powers of two; `source` tells how the times of these are known, a key of `BE`.
+    `choice` says why it is this chain. `alternatives`, the chosen one first, are those of a budget.
     """
 
     chain: Chain
@@ -87,13 +118,21 @@ class Advice:
     tried: tuple[int, ...]
     alternatives: tuple[Alternative, ...] = ()
     notes: tuple[str, ...] = ()
+    equals: tuple[tuple[int, int], ...] = ()
+    source: str = "predicted"
 
     @property
     def verdict(self) -> str:
-        """What wins: "structure" if the chain does at every batch, "dense" if at none, else "depends"."""
-        if not self.wins:
+        """What to take: "structure", "dense" or "equal" if it is that at every batch, else "depends".
+
+        Dense it is, too, if the chain is faster nowhere and slower somewhere, or does not save a single parameter.
+        """
+        whole = ((self.tried[0], self.tried[-1]),)
+        if self.chain.density >= 1:
             return "dense"
-        return "structure" if self.wins == ((self.tried[0], self.tried[-1]),) else "depends"
+        if not self.wins:
+            return "equal" if self.equals == whole else "dense"
+        return "structure" if self.wins == whole else "depends"
 
     @property
     def break_even(self) -> int | None:
@@ -103,25 +142,55 @@ class Advice:
     @property
     def sentence(self) -> str:
         """The answer in words."""
-        share = f"with {self.chain.density:.2%} of the parameters"
-        every = self._span(self.tried[0], self.tried[-1], "at every batch from", "at batch")
-        if self.verdict == "dense":
-            return f"Keep dense: {every} it is faster than this chain ({self._ratios()})."
-        if self.verdict == "structure":
-            return f"Use the chain: {every} it is faster than dense ({self._ratios()}), {share}."
-        where = " and ".join(self._span(low, high, "from", "") for low, high in self.wins)
-        return f"Use the chain for batches {where}, {share}; keep dense for the others ({self._ratios()})."
+        share, be = f"with {percent(self.chain.density)} of the parameters", BE[self.source]
+        every = self._span(self.tried[0], self.tried[-1], "at every power of two from batch", "at batch")
+        equal = " and ".join(self._span(low, high, "from", "") for low, high in self.equals)
+        if self.chain.density >= 1:
+            said = f"Keep dense: the chain has {percent(self.chain.density)} of its parameters ({self._ratios()})."
+        elif self.verdict == "equal":
+            said = (
+                f"About equal: {every} neither {be} faster ({self._ratios()}), {share}. No reason to change for speed."
+            )
+        elif self.verdict == "structure":
+            said = f"Use the chain: {every} it {be} faster than dense ({self._ratios()}), {share}."
+        elif self.verdict == "dense" and not equal:
+            said = f"Keep dense: {every} it {be} faster than this chain ({self._ratios()})."
+        elif self.verdict == "dense":
+            said = (
+                f"Keep dense: it {be} faster than this chain, but about equal for batches {equal} ({self._ratios()})."
+            )
+        else:
+            where = " and ".join(self._span(low, high, "from", "") for low, high in self.wins)
+            others = [f"about equal for {equal}"] if equal else []
+            others += ["keep dense for the others"] if self._count(self.wins + self.equals) < len(self.tried) else []
+            said = f"Use the chain for batches {where}, where it {be} faster, {share}; {'; '.join(others)} "
+            said += f"({self._ratios()}{'; powers of two were looked at' if self._is_grid() else ''})."
+        return said + self._rounded()
+
+    def _is_grid(self) -> bool:
+        """Whether other batches were looked at than those that were asked for."""
+        return len(self.tried) > len({row.rows for row in self.rows})
+
+    def _count(self, runs: tuple[tuple[int, int], ...]) -> int:
+        return sum(low <= batch <= high for batch in self.tried for low, high in runs)
 
     def _span(self, low: int, high: int, between: str, among: str) -> str:
         """The batches from low to high; only those that were asked for where no others were looked at."""
         own = [batch for batch in self.tried if low <= batch <= high]
-        if len(own) > 1 and len(self.tried) > len(self.rows):
+        if len(own) > 1 and self._is_grid():
             return f"{between} {low} to {high}".strip()
-        return f"{among} {', '.join(map(str, own[:-1]))}{' and ' * (len(own) > 1)}{own[-1]}".strip()
+        return f"{among} {_listed(own)}".strip()
 
     def _ratios(self) -> str:
         shown = (self.rows[0], self.rows[-1]) if len(self.rows) > 1 else self.rows
         return ", ".join(f"{round_to_two(row.speedup)}x at batch {row.batch}" for row in shown)
+
+    def _rounded(self) -> str:
+        others = {row.batch: row.rows for row in self.rows if row.batch != row.rows}
+        if not others:
+            return ""
+        words = "Batch {} counts as {}" if len(others) == 1 else "Batches {} count as {}"
+        return f" {words.format(_listed([*others]), _listed([*others.values()]))}, as plans are made for powers of two."
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
@@ -143,6 +212,8 @@ class Advice:
             "train": self.train,
             "batches": [row.as_dict() for row in self.rows],
             "wins": [list(interval) for interval in self.wins],
+            "equals": [list(interval) for interval in self.equals],
+            "source": self.source,
             "break_even": self.break_even,
             "tried": list(self.tried),
             "verdict": self.verdict,
@@ -155,10 +226,35 @@ class Advice:
         return self.sentence
 
 
-def round_to_two(value: int | float) -> str:
-    """A ratio for people: two digits, never in powers of ten.
+def _listed(numbers: list[int]) -> str:
+    """Numbers in words.
 
-    >>> round_to_two(0.0467), round_to_two(4.67), round_to_two(1583.9)
-    ('0.047', '4.7', '1,600')
+    >>> _listed([1, 4, 16])
+    '1, 4 and 16'
     """
-    return f"{float(f'{value:.2g}'):,.0f}" if value >= 10 else f"{value:.2g}"
+    *first, last = map(str, numbers)
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def round_to_two(value: int | float) -> str:
+    """A positive ratio for people: two digits, never in powers of ten.
+
+    >>> round_to_two(0.0467), round_to_two(4.67), round_to_two(3.0), round_to_two(1583.9), round_to_two(3e-7)
+    ('0.047', '4.7', '3', '1,600', '0.0000003')
+    """
+    text = _two_digits(value)
+    return text.rstrip("0").removesuffix(".") if "." in text else text
+
+
+def percent(share: int | float) -> str:
+    """A positive share for people: two digits; what is not quite the whole is not called so.
+
+    >>> percent(0.25), percent(0.0197), percent(3.21e-7), percent(0.9971), percent(2.0)
+    ('25%', '2.0%', '0.000032%', 'over 99%', '200%')
+    """
+    return "over 99%" if 0.99 < share < 1 else f"{_two_digits(100 * share)}%"
+
+
+def _two_digits(value: int | float) -> str:
+    value = float(f"{value:.2g}")
+    return f"{value:,.0f}" if value >= 10 else f"{value:.{1 - floor(log10(value))}f}"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 
@@ -31,9 +33,9 @@ def advise(
     *,
     chain: Chain | str | None = None,
     budget: int | float | None = None,
-    batches: Sequence[int] = BATCHES,
+    batches: int | Sequence[int] = BATCHES,
     dtype: torch.dtype | str = torch.float32,
-    device: str = "cpu",
+    device: str | torch.device = "cpu",
     threads: int | None = None,
     train: bool = False,
     measure: bool = False,
@@ -47,14 +49,17 @@ def advise(
         chain: a chain or the text of one; by default the one of the budget, or a Monarch chain.
         budget: take the chain that is predicted to be fastest among a few families with at most this share of the
             dense parameters, and at least half of it if there are such; the best of each family are the alternatives.
-        batches: numbers of vectors.
+        batches: numbers of vectors, or one; times are those of the next power of two, for which plans are made.
         dtype: of the vectors and the factors: float32, float64, bfloat16, float16, complex64 or complex128.
         device: "cpu", "cuda".
-        threads: of torch, on the CPU; by default as many as it uses now.
+        threads: of torch, on the CPU, at most as many as there are cores; by default as many as it uses now.
         train: count both gradients in.
         measure: time it here and now, beside the dense layer, and store the times for later plans. Otherwise times
             are those stored, or predicted by a model, without allocating anything.
         progress: called as progress(what, done, total).
+
+    What is predicted to differ by less than a factor of 1.3, or what was measured with intervals that meet, is about
+    equal: the advice is not to change then.
 
     Raises `ValueError` or `TypeError` for what is not of these kinds, for a chain of another shape, and for measuring
     what does not fit in memory. Cost: milliseconds, and about two seconds per batch to measure.
@@ -63,8 +68,8 @@ def advise(
     >>> advice.chain.nnz, advice.rows[0].batch
     (20480, 256)
     """
-    batches, dtype, threads = _batches(batches), _dtype(dtype), _threads(threads)
-    _require_device(device)
+    notes: list[str] = []
+    batches, dtype, device, threads = _batches(batches), _dtype(dtype), _device(device), _threads(threads, notes)
     if chain is not None and budget is not None:
         raise ValueError("a chain and a budget were given. Rule: at most one of them; the budget chooses a chain.")
     given = Chain.parse(chain) if isinstance(chain, str) else chain
@@ -73,7 +78,6 @@ def advise(
     def task(chain: Chain, batch: int) -> Task:
         return Task(chain, batch, dtype, device, train=train, threads=threads)
 
-    notes: list[str] = []
     with _noting(notes, "the rates of this machine"):
         ensure_rates(device)
     alternatives: tuple[Alternative, ...] = ()
@@ -86,23 +90,21 @@ def advise(
         alternatives = _alternatives(m, n, budget, batches, task)
         spec = alternatives[0].spec
         given, choice = Chain.parse(spec), f"{spec}: predicted to be the fastest within {budget:.3g} of the parameters"
-    rows = []
-    for done, batch in enumerate(batches):
-        own = task(given, batch)
-        if not measure:
-            rows.append(_predicted(plan_for(own)))
-            continue
-        if progress is not None:
-            progress(f"batch {batch}", done, len(batches))
-        timings = race(own)
-        with _noting(notes, f"the times of batch {batch}"):
-            wisdom.store(own, {name: timing.seconds for name, timing in timings.items()})
-        rows.append(_timed(batch, timings))
+    asked = {batch: wisdom.rounded(batch) for batch in batches}
+    looked_at: dict[int, Row] = {}
     if measure:  # between what was measured nothing is claimed
-        points = {row.batch: row.speedup > 1 for row in rows}
+        sizes = tuple(dict.fromkeys(asked.values()))
+        for done, size in enumerate(sizes):
+            if progress is not None:
+                progress(f"batch {size}", done, len(sizes))
+            timings = race(task(given, size))
+            with _noting(notes, f"the times of batch {size}"):
+                wisdom.store(task(given, size), {name: timing.seconds for name, timing in timings.items()})
+            looked_at[size] = _timed(size, timings)
     else:
-        points = {batch: plan_for(task(given, batch)).speedup > 1 for batch in {*GRID, *batches}}
-    tried = tuple(sorted(points))
+        looked_at = {size: _predicted(plan_for(task(given, size))) for size in {*GRID, *asked.values()}}
+    tried = tuple(sorted(looked_at))
+    known = {row.measured for row in looked_at.values()}
     return Advice(
         given,
         choice,
@@ -110,11 +112,13 @@ def advise(
         device,
         threads,
         train,
-        tuple(rows),
-        _runs(tried, points),
+        tuple(replace(looked_at[size], batch=batch) for batch, size in asked.items()),
+        _runs(tried, {size: row.outcome == "structure" for size, row in looked_at.items()}),
         tried,
         alternatives,
         tuple(notes),
+        _runs(tried, {size: row.outcome == "equal" for size, row in looked_at.items()}),
+        "in part measured" if len(known) > 1 else "measured" if known == {True} else "predicted",
     )
 
 
@@ -123,20 +127,21 @@ def _noting(notes: list[str], what: str) -> Iterator[None]:
     """Where the wisdom file cannot be written, an advice is worth as much; it says so."""
     try:
         yield
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         notes.append(f"{what} could not be kept for later plans: {error}")
 
 
 def _predicted(plan: Plan) -> Row:
-    return Row(plan.task.rows, plan.backend, plan.seconds, plan.dense_seconds, plan.measured, None, None, plan.times)
+    rows, measured = plan.task.rows, plan.measured and DENSE in wisdom.lookup(plan.task)
+    return Row(rows, rows, plan.backend, plan.seconds, plan.dense_seconds, measured, None, None, plan.times)
 
 
-def _timed(batch: int, timings: dict[str, Timing]) -> Row:
+def _timed(rows: int, timings: dict[str, Timing]) -> Row:
     own = {name: timing for name, timing in timings.items() if name != DENSE}
     best = min(own, key=lambda name: own[name].seconds)
-    intervals = [(timing.low, timing.high) for timing in (own[best], timings[DENSE])]
+    interval, dense_interval = ((timing.low, timing.high) for timing in (own[best], timings[DENSE]))
     times = tuple(sorted(((name, t.seconds) for name, t in own.items()), key=lambda item: item[1]))
-    return Row(batch, best, own[best].seconds, timings[DENSE].seconds, True, intervals[0], intervals[1], times)
+    return Row(rows, rows, best, own[best].seconds, timings[DENSE].seconds, True, interval, dense_interval, times)
 
 
 def _runs(tried: Sequence[int], points: dict[int, bool]) -> tuple[tuple[int, int], ...]:
@@ -194,7 +199,11 @@ def _sizes(m: int | None, n: int | None, chain: Chain | None) -> tuple[int, int]
     return m, n
 
 
-def _batches(batches: Sequence[int]) -> tuple[int, ...]:
+def _batches(batches: int | Sequence[int]) -> tuple[int, ...]:
+    if isinstance(batches, int):
+        batches = (batches,)
+    if not isinstance(batches, Sequence) or isinstance(batches, str):
+        raise TypeError(f"batches is {batches!r}. Rule: a number of vectors or a list of such numbers, as in [1, 16].")
     for batch in batches:
         if isinstance(batch, bool) or not isinstance(batch, int) or not 1 <= batch <= candidates.LARGEST:
             raise ValueError(f"batch {batch!r}. Rule: a whole number of vectors, at least 1, such as 16.")
@@ -204,27 +213,40 @@ def _batches(batches: Sequence[int]) -> tuple[int, ...]:
 
 
 def _dtype(dtype: torch.dtype | str) -> torch.dtype:
+    if not isinstance(dtype, (str, torch.dtype)):
+        raise TypeError(f"dtype is {dtype!r}. Rule: a dtype of torch or its name, such as 'float32'.")
     known = {dtype_name(d): d for d in DTYPES}
     name = dtype.removeprefix("torch.") if isinstance(dtype, str) else dtype_name(dtype)
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f", did you mean {near[0]!r}?" if near else "."
-        raise ValueError(f"unknown dtype {name!r}{hint} Rule: one of {', '.join(known)}.")
+        if isinstance(getattr(torch, name, None), torch.dtype):
+            raise ValueError(f"factors of dtype {name} are not multiplied. Rule: one of {', '.join(known)}.")
+        raise ValueError(f"unknown dtype {name!r}{_meant(name, known)} Rule: one of {', '.join(known)}.")
     return known[name]
 
 
-def _require_device(device: str) -> None:
-    if device not in DEVICES:
-        near = difflib.get_close_matches(device, DEVICES, n=1)
-        hint = f", did you mean {near[0]!r}?" if near else "."
-        raise ValueError(f"unknown device {device!r}{hint} Rule: one of {', '.join(DEVICES)}.")
-    if device == "cuda" and not torch.cuda.is_available():
+def _device(device: str | torch.device) -> str:
+    """The kind of a device that is here."""
+    if not isinstance(device, (str, torch.device)):
+        raise TypeError(f"device is {device!r}. Rule: a device of torch or its kind, such as 'cpu'.")
+    kind = device if isinstance(device, str) else device.type
+    if kind not in DEVICES:
+        raise ValueError(f"unknown device {kind!r}{_meant(kind, DEVICES)} Rule: one of {', '.join(DEVICES)}.")
+    if kind == "cuda" and not torch.cuda.is_available():
         raise ValueError("device 'cuda': torch sees no CUDA device here. Rule: a device of this machine; take 'cpu'.")
+    return kind
 
 
-def _threads(threads: int | None) -> int:
+def _meant(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f", did you mean {near[0]!r}?" if near else "."
+
+
+def _threads(threads: int | None, notes: list[str]) -> int:
     if threads is None:
         return torch.get_num_threads()
     if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
         raise ValueError(f"threads={threads!r}. Rule: a whole number of at least 1; the default is what torch uses.")
-    return threads
+    cores = os.cpu_count() or 1
+    if threads > cores:
+        notes.append(f"threads={threads} are more than the {cores} cores of this machine; the advice is for {cores}")
+    return min(threads, cores)
