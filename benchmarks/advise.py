@@ -4,9 +4,9 @@
     python benchmarks/advise.py --threads 2
 
 Every task is predicted without any stored measurement, then timed beside F.linear in rounds taken in turn. Prints both
-answers to "faster than dense?", the confusion table and the accuracy of the predicted times, and writes
-benchmarks/results/advise.json. About half of the tasks are meant to be hard: tiny, or with almost as many parameters as
-the dense matrix.
+answers to "faster than dense?", the confusion table, how many clear answers (beyond a factor of 1.3) are right, and the
+accuracy of the predicted times, and writes benchmarks/results/advise.json, or advise_2_threads.json. About half of the
+tasks are meant to be hard: tiny, or with almost as many parameters as the dense matrix.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
+MARGIN = 1.3  # of a predicted ratio, within which `advise` says "about equal"
 ROUNDS, SECONDS = 5, 0.03  # per contestant and round
 NEEDED = 0.9  # share of tasks with the right answer
 
@@ -144,6 +145,8 @@ def main() -> None:
             )
     table = confusion(rows)
     right = table["predicted faster, measured faster"] + table["predicted slower, measured slower"]
+    clear = [r for r in rows if max(r["predicted"], 1 / r["predicted"]) > MARGIN]
+    sure = sum((r["predicted"] > 1) == (r["measured"] > 1) for r in clear)
     met = right >= NEEDED * len(rows)
     apart = {k: spread([r["seconds"][k] / r["predicted_seconds"][k] for r in rows]) for k in ("ours", "dense")}
     print(f"\n{'':<18}{'measured faster':>16}{'measured slower':>16}")
@@ -151,6 +154,7 @@ def main() -> None:
         print(f"predicted {p:<8}{table[f'predicted {p}, measured faster']:>16}"
               f"{table[f'predicted {p}, measured slower']:>16}")  # fmt: skip
     print(f"right in {right} of {len(rows)}, needed {NEEDED:.0%}: {'met' if met else 'missed'}")
+    print(f"of the {len(clear)} clear answers {sure} are right, of the {len(rows) - len(clear)} others {right - sure}")
     print(
         f"predicted and measured times differ by a factor of {apart['ours']:.2f} (ours), {apart['dense']:.2f} (dense)"
     )
@@ -158,11 +162,13 @@ def main() -> None:
         "date": datetime.date.today().isoformat(), "threads": threads,
         "machine": {"processor": processor(), "cores": os.cpu_count()},
         "versions": {name: importlib.metadata.version(name) for name in ("torch", "numba")},
-        "right": right, "of": len(rows), "met": met, "confusion": table, "median_factor": apart, "rows": rows,
+        "right": right, "of": len(rows), "met": met, "clear": len(clear), "clear_right": sure,
+        "confusion": table, "median_factor": apart, "rows": rows,
     }  # fmt: skip
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "advise.json").write_text(json.dumps(record, indent=1))
-    print(f"written: {RESULTS / 'advise.json'}", file=sys.stderr)
+    place = RESULTS / ("advise.json" if threads == 1 else f"advise_{threads}_threads.json")
+    place.write_text(json.dumps(record, indent=1))
+    print(f"written: {place}", file=sys.stderr)
 
 
 def processor() -> str:

@@ -127,7 +127,10 @@ LOSES = (
     "Keep dense: at every power of two from batch 1 to 16 it is predicted to be faster than this chain "
     "(0.5x at batch 1, 0.046x at batch 4)."
 )
-LOSES_PARTLY = "Keep dense: it is predicted to be faster than this chain, but about equal for batches from 4 to 16 (0.5x at batch 1)."
+LOSES_PARTLY = (
+    "Keep dense: it is predicted to be faster than this chain, "
+    "but about equal for batches from 4 to 16 (0.5x at batch 1)."
+)
 EQUAL = (
     "About equal: at every power of two from batch 1 to 16 neither is predicted to be faster "
     "(1.2x at batch 1, 0.9x at batch 4), with 6.2% of the parameters. No reason to change for speed."

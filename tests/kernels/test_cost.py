@@ -57,6 +57,8 @@ SMALL = [
     ("low_rank(64,64,rank=8)", 1, False, "bmm", 14.6),
     ("block_diagonal(96,96,blocks=3)", 1, False, "bmm", 19.7),
     ("low_rank(64,64,rank=8)", 1, True, "bmm", 74.7),
+    ("block_diagonal(96,96,blocks=3)", 1, False, "dense", 42.7),
+    ("low_rank(64,64,rank=8)", 1, False, "dense", 80.7),
 ]
 
 

@@ -226,7 +226,7 @@ def merge_seconds(task: Task, patterns: tuple[Pattern, ...] | None = None) -> fl
         found += 25 * machine.call + _shared(Work(work + 0.5 * blocks * machine.block, read + moved), task)
     if whole:
         m, n = task.chain.shape
-        found += 5 * machine.call + move_seconds(2 * m * n, task) + 3 * _fresh(m * n, task)
+        found += 14 * machine.call + move_seconds(2 * m * n, task) + 3 * _fresh(m * n, task)
     return found * (2.7 if task.train else 1)
 
 
