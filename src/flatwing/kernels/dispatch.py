@@ -9,6 +9,7 @@ operations in `native`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -26,6 +27,7 @@ _peek = torch._C._functorch.peek_interpreter_stack  # pyright: ignore[reportAttr
 _batched = torch._C._functorch.is_legacy_batchedtensor  # pyright: ignore[reportAttributeAccessIssue]
 _modes = torch._C._len_torch_dispatch_stack
 _PLAIN = {Tensor, Parameter}
+_NEEDS_GRAD = attrgetter("requires_grad")
 
 
 class Call(NamedTuple):
@@ -56,19 +58,18 @@ def is_plain_call(x: Tensor, product: SparseProduct) -> bool:
 
     This is what keeps a small multiplication at microseconds; all other calls take the long way and find the same.
     """
+    if not (type(x) is Tensor and type(product) is SparseProduct and product.is_plain and x.is_cpu):
+        return False
+    shape = x.shape
     return (
-        type(x) is Tensor
-        and not torch.is_grad_enabled()
-        and type(product) is SparseProduct
-        and product.is_plain
-        and x.ndim == 2
-        and x.shape[1] == product.chain.shape[1]
+        len(shape) == 2
+        and shape[0] > 0
+        and shape[1] == product.chain.shape[1]
         and x.dtype is product.factors[0].dtype
-        and x.device == product.factors[0].device
-        and x.numel() > 0
+        and not (torch.is_grad_enabled() and (x.requires_grad or any(map(_NEEDS_GRAD, product.factors))))
         and not (x.is_neg() or x.is_conj())
         and not (_modes() or forward_ad._current_level >= 0 or _peek() is not None)
-        and not (torch.is_autocast_enabled(x.device.type) or torch.compiler.is_compiling())
+        and not (torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling())
         and torch._C._get_tracing_state() is None
     )
 

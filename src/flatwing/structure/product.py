@@ -89,9 +89,9 @@ class SparseProduct:
 
     @cached_property
     def is_plain(self) -> bool:
-        """Whether nothing but the values of one matrix is here: no batch, permutation, subclass or lazy conjugation."""
+        """Whether this is one matrix on the CPU and no more: no batch, permutation, subclass or lazy conjugation."""
         plain = (torch.Tensor, torch.nn.Parameter)
-        lazy = (type(w) not in plain or w.is_conj() or w.is_neg() or w.is_meta for w in self.factors)
+        lazy = (type(w) not in plain or w.is_conj() or w.is_neg() or not w.is_cpu for w in self.factors)
         return not (self.batch or self.perm_in is not None or self.perm_out is not None or any(lazy))
 
     @property

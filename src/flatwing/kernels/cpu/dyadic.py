@@ -152,17 +152,16 @@ def _rows(x: torch.Tensor) -> torch.Tensor:
 
 def _readable(factors: Sequence[torch.Tensor]) -> tuple[Sequence[torch.Tensor], np.ndarray]:
     """The factors, copied unless they are contiguous, and their addresses."""
-    found = [w.data_ptr() for w in factors if w.is_contiguous()]
-    if len(found) < len(factors):
+    if not all(map(torch.Tensor.is_contiguous, factors)):  # map: loops in Python take a microsecond
         factors = [w.contiguous() for w in factors]
-        found = [w.data_ptr() for w in factors]
-    return factors, np.array(found)
+    return factors, np.array(list(map(torch.Tensor.data_ptr, factors)))
 
 
 def _result(x: torch.Tensor) -> torch.Tensor:
     """A new tensor like x, contiguous."""
     y = torch.empty_like(x) if x.is_contiguous() else torch.empty_like(x, memory_format=torch.contiguous_format)
-    workers.expect(y.data_ptr(), y.nbytes)
+    if y.nbytes >= workers.LARGE:
+        workers.expect(y.data_ptr(), y.nbytes)
     return y
 
 
