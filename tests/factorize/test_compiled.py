@@ -246,3 +246,37 @@ def test_kinds_of_steps_agree() -> None:
         compiled_steps.LEFT,
         compiled_steps.BOTH,
     ]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64, torch.complex128])
+@pytest.mark.parametrize("tiny", [1e-18, 1e-22, 1e-30, 1e-38, 1e-40, 3e-162, 1e-310])
+@pytest.mark.parametrize("radices", [(2,) * 6, (8, 8)])
+def test_rows_whose_squares_underflow(dtype: torch.dtype, tiny: float, radices: tuple[int, ...]) -> None:
+    wide = torch.complex128 if dtype.is_complex else torch.float64
+    A = torch.randn(64, 64, dtype=wide)
+    A[::3] *= tiny
+    A = A.to(dtype)
+    result = factorize(A, Chain.from_radices(radices, radices, (1,) * (len(radices) - 1)))
+    true = float((result.product.to(wide).dense() - A.to(wide)).norm() / A.to(wide).norm())
+    proof = result.certificate
+    assert proof.error == pytest.approx(true, rel=1e-5)
+    assert proof.lower_bound <= true * (1 + 1e-6)
+    assert proof.guarantee is None or true <= proof.guarantee * (1 + 1e-6)
+
+
+def test_two_rows_of_very_different_size() -> None:
+    blocks = torch.randn(20, 2, 5, dtype=torch.float64)
+    blocks[:, 1] *= 3e-162
+    basis, coefficients, _ = SOLVERS["compiled"].truncate(blocks, 1)
+    assert torch.allclose(torch.linalg.vector_norm(basis, dim=1), torch.ones(20, 1, dtype=torch.float64), rtol=1e-14)
+    assert bool(((blocks - basis @ coefficients).norm(dim=(1, 2)) <= 1e-150).all())
+
+
+def test_a_number_out_of_range_is_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    A = torch.randn(16, 16)
+    want = factorize(A, Chain.butterfly(16)).certificate
+    monkeypatch.setattr(compiled, "_tails", lambda *a: {0: torch.tensor([[torch.nan]])})
+    factors, _, left = compiled.attempt(A[None], Chain.butterfly(16).patterns, (1, 2, 3))
+    assert bool(left.isfinite().all())
+    assert len(factors) == 4
+    assert want.error > 0

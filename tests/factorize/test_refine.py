@@ -144,12 +144,14 @@ def test_an_optimum_is_left_alone(sites: int) -> None:
     assert torch.equal(single.product.dense(), A)
 
 
-def test_refinement_of_a_batch_of_a_dual_chain_with_permutations() -> None:
-    chain = Chain.from_radices((2, 3, 2), (3, 2, 2), (1, 1)).T
+@pytest.mark.parametrize("ranks", [(1, 1), (1, 2)])  # with a rank of two one split of this chain restricts nothing
+def test_refinement_of_a_batch_of_a_dual_chain_with_permutations(ranks: tuple[int, int]) -> None:
+    chain = Chain.from_radices((2, 3, 2), (3, 2, 2), ranks).T
     A = torch.randn(4, 12, 12, dtype=torch.float64)
     perm = torch.randperm(12), torch.randperm(12)
     plain, refined = factorize(A, chain, perm=perm), factorize(A, chain, perm=perm, refine=5)
-    assert refined.certificate.error < plain.certificate.error
+    slack = 1 + 1e-12 if ranks == (1, 2) else 1 - 1e-6
+    assert refined.certificate.error < slack * plain.certificate.error
     dense = refined.product.dense()
     for X, Y, proof in zip(A, dense, refined.certificates, strict=True):
         assert proof.error == pytest.approx(float((X - Y).norm() / X.norm()), rel=1e-9)

@@ -15,6 +15,7 @@ from ..structure.split import Split
 from .order import schedule
 from .solvers import BlockSolver, energy, select_solver
 
+NO_SIGN = 1.2e-38  # an entry that has no sign (phase) worth fixing: the reciprocal of a smaller one is infinite
 CHUNK_BYTES = 1 << 21  # blocks are solved in pieces that stay in the cache of one core
 
 
@@ -103,8 +104,8 @@ def fix_sign(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The same for one pair of neighbours."""
     u, v = split.left_blocks(left), split.right_blocks(right)
-    phase = torch.sgn(u[..., :1, :])
-    phase = torch.where(phase == 0, torch.ones_like(phase), phase)
+    size = u[..., :1, :].abs()
+    phase = torch.where(size > NO_SIGN, u[..., :1, :] / size, 1)
     return split.left_values(u * phase.conj()), split.right_values(v * phase.mT)
 
 

@@ -45,7 +45,7 @@ def loops() -> ModuleType | None:
         if numba.config.DISABLE_JIT:  # pyright: ignore
             return None
         from . import compiled_steps
-    except ImportError:
+    except Exception:  # missing, or not of this machine: there are many ways, and torch computes the same
         return None
     return compiled_steps
 
@@ -59,6 +59,7 @@ def works(dtype: torch.dtype) -> bool:
     nothing = np.empty(0, NUMPY[dtype])
     try:
         compiled.run(nothing, nothing, np.empty(0), np.empty((0, 0), np.int64), 0, 0, 0.0, 0.0)
+        compiled.tree_bound(np.zeros(1), np.ones((1, 2), np.int64))
     except Exception:  # whatever a compiler may run into: torch computes the same
         return False
     return True
@@ -82,14 +83,15 @@ def attempt(
     """
     if len(patterns) == 1:
         return [values.clone()], {}, torch.zeros(1, 1, dtype=torch.float64, device=values.device)
-    if not supports(values):
-        factors, tails = butterfly.hierarchical(values, patterns, order, orthonormalize, progress)
-        factors = butterfly.fix_signs(factors, patterns)
-        return factors, tails, butterfly.residual(values, patterns, factors)
-    steps = program.attempt(patterns, tuple(order), orthonormalize)
-    work = np.empty(steps.entries, NUMPY[values.dtype])
-    tails = _tails(steps, run(steps, values, work, progress))
-    return _factors(steps, work), tails, tails.pop(0)
+    if supports(values):
+        steps = program.attempt(patterns, tuple(order), orthonormalize)
+        work = np.empty(steps.entries, NUMPY[values.dtype])
+        tails = _tails(steps, run(steps, values, work, progress))
+        if bool(tails[0].isfinite().all()):  # else a number left its range; torch has other intermediate results
+            return _factors(steps, work), tails, tails.pop(0)
+    factors, tails = butterfly.hierarchical(values, patterns, order, orthonormalize, progress)
+    factors = butterfly.fix_signs(factors, patterns)
+    return factors, tails, butterfly.residual(values, patterns, factors)
 
 
 def fix_signs(factors: Sequence[torch.Tensor], patterns: tuple[Pattern, ...]) -> list[torch.Tensor]:

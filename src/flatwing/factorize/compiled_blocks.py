@@ -20,6 +20,7 @@ FAST = {"reassoc", "contract", "nsz", "arcp"}
 OPTIONS = {"nogil": True, "fastmath": FAST, "error_model": "numpy"}
 ROUNDS, PATIENCE = 40, 6  # turns of power iteration in all, and before the Gram matrix is made
 SQUARED = 64  # rows of the largest blocks whose Gram matrix is made: LAPACK is faster for larger ones
+SMALLEST = 1e-300  # smaller numbers have no reciprocal
 UNPROVED = -1.0  # returned instead of a tail
 
 
@@ -83,7 +84,8 @@ def multiply_by(x, scale):
 @compiled
 def rotation(g11, g22, g12):
     """Top unit vector (c, s) of the Hermitian matrix (g11, g12; conj g12, g22), s >= 0, and its eigenvalue."""
-    size = np.sqrt(np.float64(square(g12)))
+    size = np.float64(abs(g12))  # not the root of a square, which could underflow and leave no unit vector
+    size = size if size > SMALLEST else 0.0
     difference = np.float64(g11) - np.float64(g22)
     # half the angle whose tangent is 2 |g12| / (g11 - g22); of cosine and sine the larger one comes from a root
     hypotenuse = np.sqrt(4 * size * size + difference * difference)
@@ -94,7 +96,7 @@ def rotation(g11, g22, g12):
     elif hypotenuse > 0:
         sine = np.sqrt(0.5 * (1 - difference / hypotenuse))
         cosine = size / (hypotenuse * sine)
-    phased = g12 * (cosine / size) if size > 0 else g12 + cosine
+    phased = g12 * (cosine / size) if size > 0 else g12 * 0 + cosine
     return phased, sine, 0.5 * (g11 + g22 + hypotenuse)
 
 

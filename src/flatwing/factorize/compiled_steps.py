@@ -11,6 +11,7 @@ from functools import partial
 
 import numpy as np
 
+from .butterfly import NO_SIGN
 from .compiled_blocks import (
     SQUARED,
     UNPROVED,
@@ -217,10 +218,10 @@ def _carry(work, step, scratch):
         elif kind == TO_LEFT:
             multiply_by(u, normalize(v))
         else:
-            size = np.sqrt(square(u[0]))
-            if not size > 0:
+            size = np.float64(abs(u[0]))
+            if not size > NO_SIGN:
                 continue
-            phase = u[0] / size
+            phase = u[0] * (1 / size)
             for t in range(rows):
                 u[t] *= np.conj(phase)
             for j in range(columns):

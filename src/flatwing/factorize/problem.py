@@ -155,8 +155,8 @@ class Problem:
             full = compiled.split_tails(self.values.to(double), splits)
             return self._lower(splits, full, slack), [*self.sums(full)]
         full = matrix_tails(self.values, splits, careful=False)  # goes to float64 strip by strip
-        # differences of energies: their rounding is a share of the energy, not of the bound
-        lower = (self._lower(splits, full, slack) - slack * self.norm).clamp_min(0)
+        # differences of energies, each a long sum: their rounding is a share of the energy, not of the bound
+        lower = (self._lower(splits, full, slack) - 16 * slack * self.norm).clamp_min(0)
         if bool((lower < CAREFUL_BELOW**2 * self.norm)[asked].any()):
             full = matrix_tails(self.values.to(double), splits, careful=True)
             lower = self._lower(splits, full, slack, TOLERANCE)

@@ -59,11 +59,6 @@ class Program:
     """Entries of the memory of nodes and factors, and float64 numbers of the tails."""
 
     @cached_property
-    def places(self) -> list[tuple[int, tuple[int, int, int]]]:
-        """Place and shape of each factor."""
-        return [(place, (p.blocks, p.b, p.c)) for place, p in self.factors]
-
-    @cached_property
     def table(self) -> np.ndarray:
         """The steps as an int64 array."""
         return np.array([step.row for step in self.steps], dtype=np.int64).reshape(len(self.steps), -1)
