@@ -21,7 +21,7 @@ from .butterfly import splits_of
 from .solvers import TOLERANCE, energy
 
 # Below this relative bound the shared Gram matrices of `matrix_tails` have lost digits that the bound needs.
-CAREFUL_BELOW = 1e-4
+CAREFUL_BELOW = 1e-3
 # From this many entries on, a proof that the error is within 10 % of the best is good enough to stop looking.
 LARGE, CLOSE_ENOUGH = 1 << 14, 1.1
 
