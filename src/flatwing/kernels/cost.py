@@ -109,6 +109,9 @@ class Work(NamedTuple):
         return Work(factor * self.arithmetic, factor * self.traffic)
 
 
+ONE_VECTOR = 9e9  # bytes per second at which batched products with one vector read their blocks
+
+
 def gemm_work(m: int, n: int, rows: int, count: int, task: Task) -> Work:
     """`count` products (m, n) by (n, rows), without the call: operations; matrices read and packed."""
     machine = machine_of(task)
@@ -142,6 +145,8 @@ def factor_seconds(pattern: Pattern, task: Task) -> float:
     work, read = LOOP * machine.block * a * b * d * rows, 0.0
     if not loops:
         work, read = gemm_work(b, c, rows, a * d, task)
+    if rows <= 2 and task.device == "cpu":
+        read = max(read, pattern.nnz * task.dtype.itemsize / ONE_VECTOR)
     if not loops and a == 1 and d > 1 and rows <= FEW_ROWS and task.layout == "batch-first":
         work += d * machine.call  # strides that no batched GEMM takes: block by block
     copied = (a * b * d if d > 1 and b > 1 else 0) + (a * c * d if d > 1 and a > 1 else 0)
