@@ -55,7 +55,8 @@ def multiply(
     >>> multiply(torch.ones(3, 4), P).tolist() == (torch.ones(3, 4) @ P.dense().T).tolist()
     True
     """
-    if backend == "auto" and layout == "batch-first" and dispatch.is_plain_call(x, product):
+    simple = backend == "auto" and layout == "batch-first" and not torch.compiler.is_compiling()
+    if simple and dispatch.is_plain_call(x, product):
         plan = plan_of(product.chain, x, False, False, backend)
         if not (plan.merged or BACKENDS[plan.backend].native):
             return BACKENDS[plan.backend].forward(x, product.factors, product.chain.depths, False)

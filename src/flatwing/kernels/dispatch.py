@@ -54,7 +54,7 @@ def run(x: Tensor, factors: Sequence[Tensor], call: Call) -> Tensor:
 
 
 def is_plain_call(x: Tensor, product: SparseProduct) -> bool:
-    """Whether a kernel may run at once: a matrix of the right size and type, and nothing to record, cast or transform.
+    """Whether, outside of compilers, a kernel may run at once: x fits, and there is nothing to record, cast, transform.
 
     This is what keeps a small multiplication at microseconds; all other calls take the long way and find the same.
     """
@@ -69,7 +69,7 @@ def is_plain_call(x: Tensor, product: SparseProduct) -> bool:
         and not (torch.is_grad_enabled() and (x.requires_grad or any(map(_NEEDS_GRAD, product.factors))))
         and not (x.is_neg() or x.is_conj())
         and not (_modes() or forward_ad._current_level >= 0 or _peek() is not None)
-        and not (torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling())
+        and not torch.is_autocast_enabled("cpu")
         and torch._C._get_tracing_state() is None
     )
 

@@ -11,6 +11,7 @@ import errno
 import json
 import os
 import platform
+import re
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
@@ -18,7 +19,7 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed_version
-from itertools import islice
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from ..core import replacing
 from .backend import Task
 
 FORMAT = 1
+DEEPEST = 20  # levels of brackets; ours has five, and a chain or two in its names
 LARGEST = 1 << 24  # bytes; ours is a thousand times smaller
 BELIEVABLE = 1e-8, 1e5  # seconds that one multiplication may take
 KEPT = 4096  # tasks per machine; the oldest are forgotten
@@ -207,6 +209,16 @@ def _alone(place: Path) -> Iterator[None]:
         yield
 
 
+def _depth(text: str) -> int:
+    """How deep brackets are nested.
+
+    >>> _depth('{"a": [1, [2]], "b": {}}')
+    3
+    """
+    steps = (1 if bracket in "[{" else -1 for bracket in re.findall(r"[][{}]", text))
+    return max(accumulate(steps), default=0)
+
+
 def _read(place: Path) -> tuple[dict[str, Entries], str | None]:
     """The machines in the file, and why they are none if the file is not as we write it."""
     try:
@@ -216,8 +228,11 @@ def _read(place: Path) -> tuple[dict[str, Entries], str | None]:
             return {}, "it is not a file"
         if place.stat().st_size > LARGEST:
             return {}, f"it has {place.stat().st_size:,} bytes, more than {LARGEST:,}"
-        content = json.loads(place.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        text = place.read_text(encoding="utf-8")
+        if _depth(text) > DEEPEST:  # the parser recurses, and may end the process instead of raising
+            return {}, f"it is nested more than {DEEPEST} levels deep"
+        content = json.loads(text)
+    except (OSError, ValueError) as error:
         return {}, f"it cannot be read ({type(error).__name__})"
     if content == {}:  # nothing is known yet
         return {}, None
