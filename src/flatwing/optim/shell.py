@@ -51,7 +51,7 @@ class Shell(Optimizer):
         return [group for member in self._members() for group in member.param_groups]
 
     @param_groups.setter
-    def param_groups(self, groups: list[dict[str, Any]]) -> None:
+    def param_groups(self, groups: list[dict[str, Any]]) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Ignored: torch's constructor sets what belongs to the members here."""
 
     @property
@@ -61,7 +61,7 @@ class Shell(Optimizer):
         return members[0].state if len(members) == 1 else _States(members)
 
     @state.setter
-    def state(self, state: Mapping[torch.Tensor, Any]) -> None:
+    def state(self, state: Mapping[torch.Tensor, Any]) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Ignored, as for `param_groups`."""
 
     def _members(self) -> tuple[Optimizer, ...]:
