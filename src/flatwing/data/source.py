@@ -1,0 +1,124 @@
+"""`open_data`: one front door to data, by a short text such as "digits" or "text:book.txt"."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from jaxtyping import Int, Integer
+
+from ..core import Registry
+from .corpus import python_sources
+from .digits import digit_images
+from .samples import Batch, Pieces, Rows, Samples, Windows
+from .splits import SPLITS, Splits, check_split
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """Samples in three splits, and the sizes that a model for them needs.
+
+    * `task` "classification": inputs (batch, *shape) float32, targets (batch,) in 0 ... classes - 1.
+    * `task` "lm": inputs and targets (batch, length) int64, targets one token further on; shape is (length,) and
+      `classes` is the size of the vocabulary.
+
+    The batch of a step is `take(indices(step, batch_size, seed))`, a pure function of step and seed: nothing is to be
+    saved for resuming, and rank r of R ranks takes `take(indices(step, batch_size, seed)[r::R])`.
+    """
+
+    name: str
+    task: str
+    splits: Splits[Samples]
+    shape: tuple[int, ...]
+    classes: int
+    notes: tuple[str, ...] = ()
+    """What a user should know: files that were skipped, splits that were made in another way than asked."""
+
+    def indices(self, step: int, batch_size: int, seed: int = 0) -> Int[torch.Tensor, " batch"]:
+        """Numbers of the training samples of one global batch; see `Samples.indices`."""
+        return self.splits.train.indices(step, batch_size, seed)
+
+    def take(self, indices: Integer[torch.Tensor, " batch"]) -> Batch:
+        """Inputs and targets of these training samples, on the CPU."""
+        return self.splits.train.take(indices)
+
+    def batches(self, batch_size: int, seed: int = 0) -> Callable[[int, torch.Generator], Batch]:
+        """The function `batches(step, generator)` that `flatwing.train.fit` wants; the generator is not used.
+
+        >>> inputs, targets = open_data("digits").batches(4)(0, torch.Generator())
+        >>> inputs.shape, targets.shape
+        (torch.Size([4, 64]), torch.Size([4]))
+        """
+        return lambda step, generator: self.take(self.indices(step, batch_size, seed))
+
+    def evaluation(self, split: str, batch_size: int, limit: int | None = None) -> Iterator[Batch]:
+        """The samples of a split, each once and in order; with `limit` that many, spread evenly. See `Samples.each`.
+
+        For "lm" they are windows side by side, so that each token but the first is predicted once; "train" gives its
+        windows at every place, for which a limit makes sense. Raises `ValueError` for an unknown split.
+        """
+        check_split(split)
+        return getattr(self.splits, split).each(batch_size, limit)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Number of samples in each split."""
+        return {"train": len(self.splits.train), "valid": len(self.splits.valid), "test": len(self.splits.test)}
+
+
+DATA: Registry[Callable[..., Dataset]] = Registry("data")
+"""Functions of options, and of `path` where the text after the colon is needed."""
+
+
+def open_data(spec: str, **options: Any) -> Dataset:
+    """The data that a text names, with the options of its kind.
+
+    >>> data = open_data("python", length=32)
+    >>> data.task, data.shape, data.classes
+    ('lm', (32,), 256)
+    >>> data.take(data.indices(step=0, batch_size=4))[0].shape
+    torch.Size([4, 32])
+    """
+    kind, _, path = spec.partition(":")
+    if kind not in DATA and os.path.exists(spec):
+        raise ValueError(f"{spec!r} is a path. Rule: a kind before it. Write 'text:{spec}' or 'array:{spec}'.")
+    opener = DATA[kind]
+    known: Registry[str] = Registry(f"option of data {kind!r}")
+    for name in inspect.signature(opener).parameters:
+        if name != "path":
+            known.register(name)(name)
+    for name in options:
+        known[name]  # raises, with the nearest name
+    if "path" not in inspect.signature(opener).parameters:
+        if path:
+            raise ValueError(f"data {kind!r} takes nothing after the name, got {path!r}. Write {kind!r}.")
+        return opener(**options)
+    if not path:
+        raise ValueError(f"data {spec!r} names nothing to open. Write '{kind}:' and what to open.")
+    return opener(path=path, **options)
+
+
+@DATA.register("digits")
+def digits(seed: int = 0) -> Dataset:
+    """scikit-learn's 1797 handwritten digits, 8 x 8 pixels in [0, 1] as rows of 64; the splits are drawn by `seed`."""
+    splits: Splits[Samples] = Splits(*(Rows(*digit_images(split, seed)) for split in SPLITS))
+    return Dataset("digits", "classification", splits, (64,), 10)
+
+
+@DATA.register("python")
+def python(length: int = 128, vocab: int = 256) -> Dataset:
+    """The source files of Python's standard library as bytes, split by file, in windows of `length`."""
+    parts: Splits[Pieces] = Splits(*([python_sources(split).numpy()] for split in SPLITS))
+    return _windows("python", parts, length, vocab)
+
+
+def _windows(name: str, parts: Splits[Pieces], length: int, vocab: int, notes: tuple[str, ...] = ()) -> Dataset:
+    """Windows at every place to train on, windows side by side to measure on."""
+    held_out = (Windows(part, length, length, vocab) for part in (parts.valid, parts.test))
+    splits: Splits[Samples] = Splits(Windows(parts.train, length, 1, vocab), *held_out)
+    return Dataset(name, "lm", splits, (length,), vocab, notes)
