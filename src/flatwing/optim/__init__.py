@@ -2,6 +2,11 @@
 
 from .blocks import Blocks as Blocks
 from .blocks import classify_blocks as classify_blocks
+from .lite import LITE as LITE
+from .groups import Groups as Groups
+from .groups import group_by_name as group_by_name
+from .groups import muon_groups as muon_groups
+from .groups import weight_decay_groups as weight_decay_groups
 from .registry import METHODS as METHODS
 from .registry import Method as Method
 from .registry import list_optimizers as list_optimizers
