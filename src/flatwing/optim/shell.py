@@ -17,7 +17,31 @@ Closure = Callable[[], Any]
 SEPARATOR = "/"  # of a method's name and its entry in a state dict; no optimizer of torch has it in a key
 
 
-class Shell(Optimizer):
+class Guarded(Optimizer):
+    """An optimizer that looks at the gradients before a step.
+
+    Sparse ones raise `ValueError`. Where one is NaN or infinite, on any rank, the step is to be skipped: nothing
+    changes but `skipped`, the number of such steps, and the first warns.
+    """
+
+    skipped: int = 0
+
+    def _usable(self) -> bool:
+        gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        for gradient in gradients:
+            if gradient.layout != torch.strided:
+                raise ValueError(
+                    f"a gradient has layout {gradient.layout}. Rule: dense gradients. Write nn.Embedding(sparse=False)."
+                )
+        if all_finite(gradients):
+            return True
+        if not self.skipped:
+            warnings.warn("a gradient is not finite: the step is skipped, nothing changed", stacklevel=5)
+        self.skipped += 1
+        return False
+
+
+class Shell(Guarded):
     """Several optimizers as one: `step` steps each; groups, state and state dict are all of theirs.
 
     The groups are the members' own dicts, so learning rate schedulers, clipping and `GradScaler` work as usual, and
@@ -70,7 +94,7 @@ class Shell(Optimizer):
     @override
     def step(self, closure: Closure | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         """One step of each member; `closure`, if given, is called once before."""
-        loss = _call(closure)
+        loss = called(closure)
         for member in self.members:
             member.step()
         return loss
@@ -140,7 +164,6 @@ class Wrapper(Shell):
                 f"{type(self).__name__} is around another {type(self).__name__}. Rule: once. Leave one out."
             )
         self.kept: dict[torch.Tensor, dict[str, torch.Tensor]] = {}
-        self.skipped = 0
         self.defaults = {**self.base.defaults, **settings}
         self._settings = dict(settings)
         for group in self.param_groups:
@@ -159,24 +182,10 @@ class Wrapper(Shell):
     @override
     def step(self, closure: Closure | None = None) -> Any:
         """One step, or none where a gradient is not finite; `closure`, if given, is called once before."""
-        loss = _call(closure)
+        loss = called(closure)
         if self._usable():
             self.update()
         return loss
-
-    def _usable(self) -> bool:
-        gradients = [p.grad for p in self.parameters() if p.grad is not None]
-        for gradient in gradients:
-            if gradient.layout != torch.strided:
-                raise ValueError(
-                    f"a gradient has layout {gradient.layout}. Rule: dense gradients. Write nn.Embedding(sparse=False)."
-                )
-        if all_finite(gradients):
-            return True
-        if not self.skipped:
-            warnings.warn("a gradient is not finite: the step is skipped, nothing changed", stacklevel=5)
-        self.skipped += 1
-        return False
 
     def parameters(self) -> Iterator[torch.Tensor]:
         """All parameters of all groups, in order."""
@@ -265,7 +274,8 @@ class _States(Mapping[torch.Tensor, Any]):
         return sum(1 for _ in self)
 
 
-def _call(closure: Closure | None) -> Any:
+def called(closure: Closure | None) -> Any:
+    """What the closure of a step returns, called with gradients on; None without one."""
     if closure is None:
         return None
     with torch.enable_grad():
