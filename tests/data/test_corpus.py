@@ -16,7 +16,7 @@ def test_splits_are_files_and_do_not_overlap() -> None:
     names = corpus._names(LIBRARY)
     assert names == sorted(names)
     assert len(names) == len(set(names)) > 200
-    assert {corpus._split_of(name) for name in names} == set(SPLITS)
+    assert {corpus.split_of(name) for name in names} == set(SPLITS)
     total = sum(len(python_sources(split)) for split in SPLITS)
     assert total == sum((LIBRARY / name).stat().st_size for name in names)
 
@@ -35,7 +35,7 @@ def test_folders_that_are_not_the_librarys_prose_are_left_out(folder: str) -> No
 def test_split_depends_on_the_path_alone() -> None:
     # frozen: a changed hash would silently move files between train and test
     names = ["ast.py", "json/decoder.py", "hmac.py", "xml/dom/__init__.py", "pprint.py", "unittest/mock.py"]
-    assert [corpus._split_of(name) for name in names] == ["train", "train", "valid", "valid", "test", "test"]
+    assert [corpus.split_of(name) for name in names] == ["train", "train", "valid", "valid", "test", "test"]
 
 
 @pytest.mark.parametrize("split", SPLITS)
@@ -51,7 +51,7 @@ def test_text_is_python() -> None:
 
 def test_unreadable_files_are_skipped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
-    monkeypatch.setattr(corpus, "_split_of", lambda name: "train")
+    monkeypatch.setattr(corpus, "split_of", lambda name: "train")
     (tmp_path / "a.py").write_bytes(b"aa")
     (tmp_path / "b.py").symlink_to("nowhere")
     (tmp_path / "c.py").write_bytes(b"cc")

@@ -5,9 +5,7 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float, Int
 
-from .splits import SPLITS, check_split
-
-SHARES = {"train": 0.7, "valid": 0.1, "test": 0.2}
+from .splits import check_split, stratified
 
 
 def digit_images(split: str = "train", seed: int = 0) -> tuple[Float[torch.Tensor, "n 64"], Int[torch.Tensor, " n"]]:
@@ -25,13 +23,5 @@ def digit_images(split: str = "train", seed: int = 0) -> tuple[Float[torch.Tenso
 
     images, labels = load_digits(return_X_y=True)
     y = torch.tensor(labels, dtype=torch.int64)
-    generator = torch.Generator().manual_seed(seed)
-    rows = []
-    for digit in range(10):
-        members = (y == digit).nonzero().flatten()
-        members = members[torch.randperm(len(members), generator=generator)]
-        ends = [round(len(members) * sum(list(SHARES.values())[:k])) for k in range(len(SPLITS) + 1)]
-        part = SPLITS.index(split)
-        rows.append(members[ends[part] : ends[part + 1]])
-    order = torch.cat(rows).sort().values
+    order = stratified(y, seed)[split]
     return torch.tensor(images, dtype=torch.float32)[order] / 16, y[order]

@@ -12,10 +12,13 @@ import torch
 from jaxtyping import Int, Integer
 
 from ..core import Registry
+from .arrays import as_rows, as_tokens, read_arrays
 from .corpus import python_sources
 from .digits import digit_images
+from .hf import hf_rows, hf_tables, hf_text
 from .samples import Batch, Pieces, Rows, Samples, Windows
-from .splits import SPLITS, Splits, check_split
+from .splits import SPLITS, Splits, check_split, stratified
+from .text import text_bytes
 
 
 @final
@@ -117,8 +120,90 @@ def python(length: int = 128, vocab: int = 256) -> Dataset:
     return _windows("python", parts, length, vocab)
 
 
+@DATA.register("text")
+def text(path: str, length: int = 128, vocab: int = 256) -> Dataset:
+    """A text file, or a folder of them, as bytes in windows of `length`; see `text_bytes` for the splits."""
+    parts, notes = text_bytes(path, length + 1)
+    return _windows(f"text:{path}", parts, length, vocab, notes)
+
+
+@DATA.register("array")
+def array(
+    path: str,
+    length: int | None = None,
+    vocab: int | None = None,
+    seed: int | None = None,
+    scale: float | int | None = None,
+) -> Dataset:
+    """A .npz file with x (n, ...) and y (n,), or tokens (k,) in a .npz or .npy file.
+
+    Rows are split by `seed` (0), 70 % of each class for "train", 10 % "valid", 20 % "test", and x is divided by `scale`
+    (1). Tokens are cut into ranges (88 %, 6 %, 6 %) and read in windows of `length` (128). An option that does not
+    concern what the file holds is refused with `ValueError`; the checks are those of `as_rows` and `as_tokens`.
+    """
+    arrays = read_arrays(path)
+    if "tokens" in arrays:
+        _refuse("tokens", seed=seed, scale=scale)
+        parts, vocab = as_tokens(arrays["tokens"], vocab)
+        return _windows(f"array:{path}", parts, 128 if length is None else length, vocab)
+    _refuse("rows x and y", length=length, vocab=vocab)
+    x, y = as_rows(arrays["x"], arrays["y"], 1 if scale is None else scale)
+    parts = stratified(y, seed or 0)
+    return _rows(f"array:{path}", Splits(*((x[parts[split]], y[parts[split]]) for split in SPLITS)))
+
+
+@DATA.register("hf")
+def hf(
+    path: str,
+    column: str | None = None,
+    x: str | None = None,
+    y: str | None = None,
+    config: str | None = None,
+    length: int | None = None,
+    vocab: int | None = None,
+    seed: int | None = None,
+    scale: float | int | None = None,
+) -> Dataset:
+    """A data set of Hugging Face, local or on the hub: its text `column` ("text") as bytes, or the columns `x` and `y`.
+
+    `config` is the name of its configuration; `length` (128) and `vocab` (256) are for text, `seed` (0) and `scale` (1)
+    for rows, see `hf_text` and `hf_rows`. Options that do not go together are refused with `ValueError`.
+    """
+    if (x is None) != (y is None):
+        raise ValueError(f"x is {x!r} and y is {y!r}. Rule: both columns, or none for text. Name both.")
+    name = f"hf:{path}"
+    if x is None or y is None:
+        _refuse("text", seed=seed, scale=scale)
+        parts = hf_text(hf_tables(path, config), column or "text")
+        return _windows(name, parts, 128 if length is None else length, 256 if vocab is None else vocab)
+    _refuse("rows x and y", column=column, length=length, vocab=vocab)
+    return _rows(name, hf_rows(hf_tables(path, config), x, y, 1 if scale is None else scale, seed or 0))
+
+
+def _refuse(what: str, **options: Any) -> None:
+    """Raise if one of the options was given: they do not concern this kind of data."""
+    for name, value in options.items():
+        if value is not None:
+            raise ValueError(f"{name} is {value!r}, but these are {what}, which have no {name}. Leave it out.")
+
+
+def _rows(name: str, parts: Splits[tuple[torch.Tensor, torch.Tensor]]) -> Dataset:
+    for split in SPLITS:
+        if not len(getattr(parts, split)[1]):
+            raise ValueError(f"{name!r} has too few rows: none is left for {split!r}. Rule: about 10 rows per class.")
+    splits: Splits[Samples] = Splits(*(Rows(*getattr(parts, split)) for split in SPLITS))
+    classes = 1 + max(int(getattr(parts, split)[1].max()) for split in SPLITS)
+    return Dataset(name, "classification", splits, tuple(parts.train[0].shape[1:]), classes)
+
+
 def _windows(name: str, parts: Splits[Pieces], length: int, vocab: int, notes: tuple[str, ...] = ()) -> Dataset:
     """Windows at every place to train on, windows side by side to measure on."""
+    for split in SPLITS:
+        if (count := sum(map(len, getattr(parts, split)))) <= length:
+            raise ValueError(
+                f"split {split!r} of {name!r} has {count} tokens, length is {length}. Rule: at least length + 1. "
+                + (f"Give more text, or write length={count - 1}." if count > 1 else "Give more text.")
+            )
     held_out = (Windows(part, length, length, vocab) for part in (parts.valid, parts.test))
     splits: Splits[Samples] = Splits(Windows(parts.train, length, 1, vocab), *held_out)
     return Dataset(name, "lm", splits, (length,), vocab, notes)

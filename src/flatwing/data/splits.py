@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar, final
 
+import torch
+from jaxtyping import Int
+
 SPLITS = ("train", "valid", "test")
+SHARES = {"train": 0.7, "valid": 0.1, "test": 0.2}
 T = TypeVar("T")
 
 
@@ -35,3 +40,23 @@ def check_split(split: str) -> None:
         near = difflib.get_close_matches(str(split), SPLITS, n=1)
         hint = f", did you mean {near[0]!r}?" if near else "."
         raise ValueError(f"unknown split {split!r}{hint} Known: {', '.join(SPLITS)}.")
+
+
+def stratified(
+    y: Int[torch.Tensor, " n"], seed: int = 0, shares: Mapping[str, float] = SHARES
+) -> dict[str, Int[torch.Tensor, " part"]]:
+    """Row numbers of each split, ascending: of the rows of each class it has its share, drawn by `seed`.
+
+    A class with few rows may miss from a split; all rows are in exactly one.
+
+    >>> {name: len(rows) for name, rows in stratified(torch.arange(20) % 2).items()}
+    {'train': 14, 'valid': 2, 'test': 4}
+    """
+    generator = torch.Generator().manual_seed(seed)
+    parts: dict[str, list[torch.Tensor]] = {name: [] for name in shares}
+    for members in y.argsort(stable=True).split(y.unique(return_counts=True)[1].tolist()):
+        members = members[torch.randperm(len(members), generator=generator)]
+        ends = [round(len(members) * sum(list(shares.values())[:k])) for k in range(len(shares) + 1)]
+        for k, name in enumerate(shares):
+            parts[name].append(members[ends[k] : ends[k + 1]])
+    return {name: torch.cat(rows).sort().values for name, rows in parts.items()}
