@@ -2,7 +2,11 @@
 
 from . import transforms as transforms
 from .chain import Chain as Chain
+from .masked import MaskedProduct as MaskedProduct
 from .pattern import CONDITIONS as CONDITIONS
 from .pattern import Pattern as Pattern
 from .product import SparseProduct as SparseProduct
 from .spec import FAMILIES as FAMILIES
+from .support import Support as Support
+from .tractable import Tractability as Tractability
+from .tractable import tractability as tractability
