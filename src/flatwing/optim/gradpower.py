@@ -1,0 +1,135 @@
+"""GradPower: the gradient, entry by entry, to a power before any optimizer sees it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from math import inf
+from typing import Any, final
+
+import torch
+from jaxtyping import Inexact
+from torch.optim import Optimizer
+from typing_extensions import override
+
+from .registry import Method, add
+from .sharded import all_finite, local
+from .shell import Wrapper
+
+
+def power(g: Inexact[torch.Tensor, "*shape"], p: float, unit: float = 1.0) -> Inexact[torch.Tensor, "*shape"]:
+    """unit sign(g) |g / unit|^p, entry by entry: an entry of size `unit` keeps its size. A new tensor.
+
+    Odd in g; p = 1 is a bit-exact copy, p = 0 is unit sign(g), and c g goes to c^p times what g goes to. A complex
+    entry keeps its phase. float16 and bfloat16 are computed in float32 and rounded once.
+    Raises `ValueError` for a p that is negative or not finite, or a unit that is not above 0 and finite.
+
+    >>> power(torch.tensor([-4.0, 0.0, 0.25]), 0.5)
+    tensor([-2.0000,  0.0000,  0.5000])
+    """
+    _check(p, unit)
+    if p == 1:
+        return g.clone()
+    wide = g.to(torch.promote_types(g.dtype, torch.float32))
+    if p == 0:  # 0 to the power 0 would be 1
+        return (wide.sgn() * unit).to(g.dtype)
+    size = (wide.abs() / unit).pow(p) * unit
+    return (size * wide.sgn() if g.is_complex() else size.copysign(wide)).to(g.dtype)
+
+
+@final
+class GradPower(Wrapper):
+    """Any optimizer, stepping along sign(g) |g|^p instead of the gradient g.
+
+    `lr` has the unit of the base's; with SGD, and only there, the length of a step changes with p. Whether p > 1 helps
+    depends on the tails of the gradient's noise: `diagnose` measures them, and predicts no help where they are those
+    of a Gaussian or heavier. Adam divides by each coordinate's own size, so there a power does not favour small
+    coordinates over large ones: it weighs the steps of one coordinate against each other.
+
+    `p` and `unit` are entries of the groups. `unit` is the size of an entry that the power leaves as it is. None takes
+    the group's own `eps` where the base has one number of that name, so that eps cuts off entries of the same size as
+    before, float16 does not underflow, and Adam or Muon step as with unit 1 but for their eps; without eps it is 1.
+
+    Comes after everything linear: accumulation, all-reduce, unscaling, then clipping. `.grad` is the gradient again
+    after the step, the same tensor; meanwhile there is a copy. A step whose powers overflow is skipped, with a warning.
+    Raises `ValueError` for a bad p or unit. Cost: a copy of the gradients while it steps, a few passes over memory.
+    Source: GradPower (arXiv:2505.24275), algorithm 1.
+
+    >>> w = torch.nn.Parameter(torch.zeros(2))
+    >>> optimizer = GradPower(torch.optim.SGD([w], lr=1.0), p=2.0)
+    >>> w.grad = torch.tensor([3.0, -0.5])
+    >>> optimizer.step()
+    >>> w.data, w.grad
+    (tensor([-9.0000,  0.2500]), tensor([ 3.0000, -0.5000]))
+    """
+
+    name = "GradPower"
+
+    def __init__(self, base: Optimizer | Sequence[Optimizer], p: float = 1.2, *, unit: float | None = None) -> None:
+        _check(p, 1.0 if unit is None else unit)
+        super().__init__(base, {"p": p, "unit": unit})
+
+    @override
+    def update(self) -> None:
+        """Step the base along the powers, then put the gradients back."""
+        gradients: dict[torch.Tensor, torch.Tensor] = {}
+        try:
+            for group in self.param_groups:
+                p, unit = group["p"], unit_of(group)
+                for parameter in group["params"]:
+                    if parameter.grad is not None and p != 1:
+                        gradients[parameter] = parameter.grad
+                        powered = parameter.grad.clone()  # of a DTensor, too; its shards are filled below
+                        local(powered).copy_(power(local(parameter.grad), p, unit))
+                        parameter.grad = powered
+            if all_finite([q.grad for q in gradients if q.grad is not None]):
+                self.base.step()
+            else:
+                self._skip()
+        finally:
+            for parameter, gradient in gradients.items():
+                parameter.grad = gradient
+
+    def _skip(self) -> None:
+        if not self.skipped:
+            warnings.warn(
+                "a power of the gradient overflows: the step is skipped, nothing changed. Clip first, or take a "
+                "larger unit.",
+                stacklevel=6,
+            )
+        self.skipped += 1
+
+
+def unit_of(group: dict[str, Any]) -> float:
+    """The unit that `power` has for a group of an optimizer: its `unit`, else its `eps`, else 1.
+
+    >>> unit_of({"unit": None, "eps": 1e-8}), unit_of({"unit": None, "lr": 0.1})
+    (1e-08, 1.0)
+    """
+    unit, eps = group.get("unit"), group.get("eps")
+    if unit is not None:
+        return unit
+    return eps if isinstance(eps, float) and 0 < eps < inf else 1.0
+
+
+def _check(p: float, unit: float) -> None:
+    if not 0 <= p < inf:
+        raise ValueError(f"p is {p}. Rule: finite and at least 0. Take 1.2; 1 changes nothing, 0 is sign(g).")
+    if not 0 < unit < inf:
+        raise ValueError(f"unit is {unit}. Rule: a size of gradient entries, finite and above 0. 1 is the paper's.")
+
+
+add(
+    Method(
+        name="GradPower",
+        summary="the gradient to a power, entry by entry, before any optimizer",
+        paper="GradPower: Powering Gradients for Faster Language Model Pre-Training (arXiv:2505.24275)",
+        lr_unit="the base's",
+        passes=1.0,
+        bytes=4.0,
+        memory="a copy of the gradients, during the step only",
+        make=lambda model, base, **settings: GradPower(base(model.parameters()), **settings),
+        off={"p": 1.0},
+        refuses=frozenset(),
+    )
+)
