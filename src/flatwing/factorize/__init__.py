@@ -8,6 +8,7 @@ from .choose import Choice as Choice
 from .choose import choose as choose
 from .factorization import Factorization as Factorization
 from .factorization import SplitReport as SplitReport
+from .fixed import factorize_fixed as factorize_fixed
 from .metric import Metric as Metric
 from .order import ORDERS as ORDERS
 from .solvers import SOLVERS as SOLVERS

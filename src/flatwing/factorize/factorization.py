@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, final
+from typing import Any, Generic, final
 
-from ..structure import Chain, SparseProduct
+from typing_extensions import TypeVar
+
+from ..structure import Chain, MaskedProduct, SparseProduct
 from .certificate import Certificate
+
+Product = TypeVar("Product", SparseProduct, MaskedProduct, default=SparseProduct)
 
 
 @final
@@ -27,10 +31,10 @@ class SplitReport:
 
 @final
 @dataclass(frozen=True, slots=True)
-class Factorization:
+class Factorization(Generic[Product]):
     """What `factorize` returns: the product, what is proved about it, and the story of its cuts."""
 
-    product: SparseProduct
+    product: Product
     certificate: Certificate
     splits: tuple[SplitReport, ...]
     order: tuple[int, ...]
@@ -44,15 +48,10 @@ class Factorization:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON: everything but the values of the factors."""
-        chain = self.product.chain
         return {
             "shape": list(self.product.shape),
-            "chain": str(chain),
-            "patterns": [list(pattern) for pattern in chain],
-            "dense": chain == Chain.dense(*chain.shape),
+            **_structure(self.product),
             "parameters": self.product.nnz,
-            "density": chain.density,
-            "flops": chain.flops,
             "order": list(self.order),
             "perm": self.permutation,
             "certificate": self.certificate.to_dict(),
@@ -61,5 +60,24 @@ class Factorization:
         }
 
     def __str__(self) -> str:
-        chain = self.product.chain
-        return f"{chain}, {chain.nnz} parameters ({chain.density:.1%} of dense): {self.certificate}"
+        described = _structure(self.product)
+        share = f"{described['density']:.1%} of dense"
+        if isinstance(self.product, SparseProduct):
+            return f"{self.product.chain}, {self.product.chain.nnz} parameters ({share}): {self.certificate}"
+        sizes = " @ ".join("x".join(map(str, shape)) for shape in described["factors"])
+        return f"{sizes} on fixed supports, {self.product.nnz} parameters ({share}): {self.certificate}"
+
+
+def _structure(product: SparseProduct | MaskedProduct) -> dict[str, Any]:
+    if isinstance(product, SparseProduct):
+        chain = product.chain
+        return {
+            "chain": str(chain),
+            "patterns": [list(pattern) for pattern in chain],
+            "dense": chain == Chain.dense(*chain.shape),
+            "density": chain.density,
+            "flops": chain.flops,
+        }
+    m, n = product.shape
+    factors = [list(support.shape) for support in product.supports]
+    return {"factors": factors, "density": product.nnz / (m * n), "flops": 2 * product.nnz}

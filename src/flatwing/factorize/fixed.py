@@ -1,0 +1,147 @@
+"""Two factors on fixed supports: the optimum where it is known in closed form, descent and a bound where it is not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Num
+
+from ..core import as_matrix
+from ..structure import MaskedProduct, Tractability, tractability
+from ..structure.tractable import two_supports
+from .certificate import Certificate, relative, rounding_level
+from .descent import descend
+from .factorization import Factorization
+from .rectangles import rectangle_bound
+
+THEOREMS = {
+    1: "optimal: rank-one supports disjoint or equal (Le, Riccietti, Gribonval 2023, Theorem 1)",
+    2: "optimal: disjoint rectangular remainders (Le, Riccietti, Gribonval 2023, Theorem 2)",
+    0: "no theorem: the lower bound is of disjoint rectangles",
+}
+
+
+def factorize_fixed(
+    A: Any,
+    supports: Sequence[Any],
+    *,
+    starts: int = 20,
+    seed: int = 0,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Factorization[MaskedProduct]:
+    """Approximate A (m, n) by X @ Y with supp X in S1 (m, r) and supp Y in S2 (r, n), and prove how good that is.
+
+    Args:
+        A: torch tensor or numpy array, real or complex; computed in double precision, returned in its own.
+        supports: S1 and S2, boolean arrays or `Support`s in the order of the product.
+        starts: where the supports are not tractable, so many descents from random values; the best one is returned.
+        seed: of the random values.
+        progress: called as progress(what, done, total).
+
+    Where `tractability(S1, S2)` holds the result is optimal and the certificate says so: ratio 1. Elsewhere the problem
+    is NP-hard, the certificate's `lower_bound` is rigorous, and the result is within `ratio` of optimal; the infimum
+    may then not be attained at all (see `wellposedness`). Raises `ValueError` for supports that do not multiply or do
+    not fit A, NaN or Inf, `TypeError` for masks that are not boolean. Cost: one SVD per class of rank-one supports.
+    Source: Le, Riccietti, Gribonval, "Spurious valleys, NP-hardness, and tractability of sparse matrix factorization
+    with fixed support", SIAM J. Matrix Anal. Appl. 44(2), 2023; (I, J) -> supports, J transposed.
+
+    >>> A = torch.arange(6.0).reshape(2, 3)
+    >>> result = factorize_fixed(A, [torch.ones(2, 1) > 0, torch.ones(1, 3) > 0])
+    >>> round(result.certificate.error, 3), round(result.certificate.ratio, 6)
+    (0.135, 1.0)
+    """
+    left, right = two_supports(*supports)
+    matrix = as_matrix(A)
+    shape = (left.shape[0], right.shape[1])
+    if tuple(matrix.shape) != shape:
+        m, n = matrix.shape
+        raise ValueError(
+            f"A is {m} x {n}, a product on supports {left.shape} and {right.shape} is {shape[0]} x {shape[1]}. "
+            f"Rule: equal sizes; the supports are (m, r) and (r, n). Give supports ({m}, r) and (r, {n})."
+        )
+    if starts < 1:
+        raise ValueError(f"starts is {starts}. Rule: at least 1 descent.")
+    wide = matrix.to(torch.complex128 if matrix.is_complex() else torch.float64)
+    scale = float(wide.abs().max()) or 1.0  # squares of large or tiny entries would leave the range of numbers
+    wide = wide / scale
+    verdict = tractability(left, right)
+    outside = _energy(wide[~torch.from_numpy(verdict.reachable).to(wide.device)])
+    notes: tuple[str, ...] = ()
+    if verdict.tractable:
+        X, Y, inside = solve_tractable(wide, verdict, left.shape[1])
+        bound = outside + inside
+    else:
+        X, Y, notes = descend(wide, (left, right), starts, seed, progress)
+        bound = rectangle_bound(wide, verdict)
+    balanced = (X * scale**0.5).to(matrix.dtype), (Y * scale**0.5).to(matrix.dtype)
+    product = MaskedProduct([left, right], balanced)
+    certificate = certify(matrix, product, bound * scale**2, THEOREMS[verdict.theorem], verdict.tractable)
+    return Factorization(product, certificate, (), (), "none", (*notes, str(verdict)), (certificate,))
+
+
+def solve_tractable(
+    A: Num[torch.Tensor, "m n"], verdict: Tractability, r: int
+) -> tuple[Num[torch.Tensor, "m r"], Num[torch.Tensor, "r n"], float]:
+    """The optimal X and Y for tractable supports with r columns, and the squared error inside of the reachable entries.
+
+    Each class that is not complete gets the truncated SVD of A on its remainder; what then is missing where complete
+    classes are is theirs to hold, each entry by one of them.
+    """
+    X, Y = A.new_zeros(A.shape[0], r), A.new_zeros(r, A.shape[1])
+    inside = 0.0
+    for one in verdict.classes:
+        if one.complete or not one.remainder.any():
+            continue
+        rows, columns = (torch.from_numpy(side).to(A.device) for side in (one.left_rows, one.left_columns))
+        U, sigma, Vh = torch.linalg.svd(A[rows[:, None], columns], full_matrices=False)
+        rank = min(len(one.members), len(sigma))
+        members = torch.from_numpy(one.members[:rank]).to(A.device)
+        root = sigma[:rank].sqrt()
+        X[rows[:, None], members] = U[:, :rank] * root
+        Y[members[:, None], columns] = root[:, None] * Vh[:rank]
+        inside += float(sigma[rank:].square().sum())
+    free = torch.from_numpy(verdict.covered).to(A.device)
+    rest = torch.where(free, A - X @ Y, 0)
+    for one in verdict.classes:
+        if not one.complete:
+            continue
+        rows, columns, members = (torch.from_numpy(k).to(A.device) for k in (one.rows, one.columns, one.members))
+        here = (rows[:, None], columns)
+        held, rest[here] = rest[here].clone(), 0
+        if len(rows) <= len(columns):
+            members = members[: len(rows)]
+            X[rows, members] = 1
+            Y[members[:, None], columns] = held
+        else:
+            members = members[: len(columns)]
+            X[rows[:, None], members] = held
+            Y[members, columns] = 1
+    return X, Y, inside
+
+
+def certify(
+    A: Num[torch.Tensor, "m n"], product: MaskedProduct, bound: float, theorem: str, optimal: bool
+) -> Certificate:
+    """The certificate of a product of A, given a lower bound on the squared error of any product on its supports."""
+    wide = torch.complex128 if A.is_complex() else torch.float64
+    target, factors = A.to(wide), [factor.to(wide) for factor in product.factors]
+    scale = float(target.abs().max()) or 1.0
+    target = target / scale
+    achieved = factors[0]
+    for factor in factors[1:]:
+        achieved = achieved @ factor
+    squared, norm = _energy(target - achieved / scale), _energy(target)
+    error = relative(squared, norm)
+    exact = error <= rounding_level(A.dtype, len(factors))
+    eps = torch.finfo(torch.float64).eps
+    # nothing achieved is below the optimum; and the bound was itself rounded
+    lower = 0.0 if exact else min(relative(bound / scale**2, norm) * (1 - 64 * eps), error)
+    guarantee = relative(bound / scale**2, norm) + rounding_level(A.dtype, len(factors)) if optimal else np.inf
+    return Certificate(error, lower, guarantee, 1.0 if optimal else np.inf, theorem, exact)
+
+
+def _energy(values: torch.Tensor) -> float:
+    return float(torch.linalg.vector_norm(values).square())
