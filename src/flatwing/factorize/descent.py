@@ -68,7 +68,7 @@ def _rows(A: Matrix, Y: Matrix, mask: Bool[np.ndarray, "_ _"]) -> Matrix:
         if kind.any():
             rows, basis = np.flatnonzero(which.reshape(-1) == k), Y[kind]
             gram = basis @ basis.conj().T
-            ridge = RIDGE * (float(gram.diagonal().real.max()) or 1.0)
+            ridge = RIDGE * (float(np.abs(gram.diagonal()).max()) or 1.0)
             solved = np.linalg.solve(gram + ridge * np.eye(len(gram)), basis @ A[rows].conj().T)
             X[np.ix_(rows, np.flatnonzero(kind))] = solved.conj().T
     return X
