@@ -1,5 +1,6 @@
 """Optimizers that theory designed: one line around any optimizer of PyTorch's kind."""
 
+from .adam_mini import AdamMini as AdamMini
 from .blocks import Blocks as Blocks
 from .blocks import classify_blocks as classify_blocks
 from .gradpower import GradPower as GradPower
