@@ -24,6 +24,7 @@ OPTIONS = {
     "factorize": (
         "--budget --chain --draw --example --force --format --n --order --out --perm --refine --tolerance source"
     ),
+    "train": "--force --format --out --overwrite --quiet -q values what",
     "report": "--format --open --out run",
     "demo": "--out",
 }

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from flatwing.train import OPTIMIZERS, ByteLM
-from flatwing.train.optimizers import REFUSED, make_optimizers
+from flatwing.train.optimizers import REFUSED, make_optimizer
 
 
 def small() -> ByteLM:
@@ -21,35 +21,34 @@ def names_of(model: nn.Module, optimizer: torch.optim.Optimizer, group: int | No
 @pytest.mark.parametrize("name", sorted(set(OPTIMIZERS) - set(REFUSED)))
 def test_each_optimizer_takes_each_parameter_once_and_lowers_the_loss(name: str) -> None:
     model, tokens = small(), torch.randint(5, (8, 4))
-    optimizers = make_optimizers(model, name, lr=1e-3)
-    held = [id(p) for o in optimizers for g in o.param_groups for p in g["params"]]
+    optimizer = make_optimizer(model, name, lr=1e-3)
+    held = [id(p) for g in optimizer.param_groups for p in g["params"]]
     assert sorted(held) == sorted(id(p) for p in model.parameters())
     losses = []
     for _ in range(20):
         loss = nn.functional.cross_entropy(model(tokens).flatten(0, 1), tokens.flatten())
         model.zero_grad()
         loss.backward()
-        for optimizer in optimizers:
-            optimizer.step()
+        optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < losses[0]
 
 
 def test_muon_takes_the_maps_and_leaves_tables_and_vectors() -> None:
     model = small()
-    muon, rest = make_optimizers(model, "Muon", lr=1e-3)
+    muon, rest = make_optimizer(model, "Muon", lr=1e-3).members
     assert names_of(model, muon) == {f"blocks.0.{name}.weight" for name in ("q", "k", "v", "o", "up", "down")}
     assert {"embed.weight", "head.weight", "norm.weight"} < names_of(model, rest)
     assert muon.param_groups[0]["adjust_lr_fn"] == "match_rms_adamw"
 
 
 def test_muon_without_maps_is_adamw() -> None:
-    assert [type(o) for o in make_optimizers(nn.LayerNorm(4), "Muon", 1e-3)] == [torch.optim.AdamW]
+    assert type(make_optimizer(nn.LayerNorm(4), "Muon", 1e-3)) is torch.optim.AdamW
 
 
 def test_weight_decay_falls_on_matrices_only() -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3))
-    (optimizer,) = make_optimizers(model, "AdamW", 1e-3, weight_decay=0.3)
+    optimizer = make_optimizer(model, "AdamW", 1e-3, weight_decay=0.3)
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.3, 0.0]
     assert names_of(model, optimizer, 0) == {"0.weight"}
 
@@ -57,30 +56,30 @@ def test_weight_decay_falls_on_matrices_only() -> None:
 def test_frozen_parameters_are_left_out() -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
     model[0].requires_grad_(False)
-    (optimizer,) = make_optimizers(model, "SGD", 0.1)
+    optimizer = make_optimizer(model, "SGD", 0.1)
     assert names_of(model, optimizer) == {"1.weight", "1.bias"}
     model.requires_grad_(False)
     with pytest.raises(ValueError, match="no parameter that requires grad"):
-        make_optimizers(model, "SGD", 0.1)
+        make_optimizer(model, "SGD", 0.1)
 
 
 def test_options_reach_the_optimizer() -> None:
-    (optimizer,) = make_optimizers(nn.Linear(2, 2), "SGD", 0.1, options={"momentum": 0.5})
+    optimizer = make_optimizer(nn.Linear(2, 2), "SGD", 0.1, options={"momentum": 0.5})
     assert {group["momentum"] for group in optimizer.param_groups} == {0.5}
     with pytest.raises(ValueError, match=r"SGD has no option 'betas'. Known: momentum"):
-        make_optimizers(nn.Linear(2, 2), "SGD", 0.1, options={"betas": (0.9, 0.95)})
+        make_optimizer(nn.Linear(2, 2), "SGD", 0.1, options={"betas": (0.9, 0.95)})
     with pytest.raises(ValueError, match="SGD has no option 'lr'"):
-        make_optimizers(nn.Linear(2, 2), "SGD", 0.1, options={"lr": 1.0})
+        make_optimizer(nn.Linear(2, 2), "SGD", 0.1, options={"lr": 1.0})
 
 
 @pytest.mark.parametrize(("name", "reason"), REFUSED.items())
 def test_what_the_loop_cannot_drive_is_refused(name: str, reason: str) -> None:
     with pytest.raises(ValueError, match=f"{name}.*{reason}"):
-        make_optimizers(nn.Linear(2, 2), name, 0.1)
+        make_optimizer(nn.Linear(2, 2), name, 0.1)
 
 
 def test_unknown_name_and_missing_decay_are_refused() -> None:
     with pytest.raises(ValueError, match="unknown optimizer 'Adan', did you mean 'Adam'"):
-        make_optimizers(nn.Linear(2, 2), "Adan", 0.1)
+        make_optimizer(nn.Linear(2, 2), "Adan", 0.1)
     with pytest.raises(ValueError, match=r"Rprop has no weight decay, got 0\.1"):
-        make_optimizers(nn.Linear(2, 2), "Rprop", 0.1, weight_decay=0.1)
+        make_optimizer(nn.Linear(2, 2), "Rprop", 0.1, weight_decay=0.1)

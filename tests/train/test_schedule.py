@@ -9,7 +9,7 @@ from flatwing.train.schedule import factor
 
 
 def test_names_are_frozen() -> None:
-    assert list(SCHEDULES) == ["constant", "cosine", "linear"]
+    assert list(SCHEDULES) == ["constant", "cosine", "linear", "wsd"]
 
 
 @pytest.mark.parametrize("name", SCHEDULES)

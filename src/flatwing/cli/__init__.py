@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import advise, compress, demo, factorize, report
+from . import advise, compress, demo, factorize, report, train
 
 app = typer.Typer(
     name="flatwing",
@@ -18,6 +18,7 @@ app = typer.Typer(
 app.command("compress")(compress.command)
 app.command("factorize")(factorize.command)
 app.command("advise")(advise.command)
+app.command("train")(train.command)
 app.command("report")(report.command)
 app.command("demo")(demo.command)
 

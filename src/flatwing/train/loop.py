@@ -5,21 +5,25 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.optim import Optimizer
 
 from ..core import require_writable
-from .optimizers import make_optimizers
+from .callbacks import Callback, Training, running
+from .distributed import PARALLEL, anywhere, distribute, parted_weights, rank, ranks, reducing, total, whole
+from .optimizers import make_optimizer
+from .portions import portions
 from .schedule import SCHEDULES, factor
 from .state import Metric, State
 from .storage import load_weights
 
-PRECISIONS = ("fp32", "bf16")
+PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 KEEPS = ("last", "best")
 
 
@@ -40,33 +44,49 @@ def fit(
     steps: int,
     lr: float,
     loss: Callable[[nn.Module, Any], torch.Tensor] = cross_entropy,
-    optimizer: str = "AdamW",
+    optimizer: str | Callable[[nn.Module], Optimizer] = "AdamW",
     options: Mapping[str, Any] | None = None,
     weight_decay: float = 0.0,
     schedule: str = "cosine",
     warmup: int = 0,
+    floor: float = 0.0,
     clip: float | None = 1.0,
     precision: str = "fp32",
+    micro_batch: int | None = None,
+    fetch: Callable[[Any], Any] | None = None,
+    parallel: str = "none",
     seed: int = 0,
     evaluate: Callable[[nn.Module], float] | None = None,
     every: int = 0,
+    save_every: int | None = None,
     keep: str = "last",
     checkpoint: str | os.PathLike[str] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    callbacks: Sequence[Callback] = (),
     progress: Callable[[Metric], None] | None = None,
 ) -> list[Metric]:
     """Train the parameters that require grad, in place, for `steps` steps; returns one metric per step.
 
-    `batches(step, generator)` draws the batch of a step, and `loss(model, batch)` its loss, a scalar. All randomness
-    (the generator, dropout) is derived from (seed, step), so a resumed run equals an uninterrupted one; the global
-    generators are left as they were. The gradient is cut to norm `clip`; "bf16" computes under autocast.
+    `batches(step, generator)` draws the batch of a step, and `loss(model, batch)` its mean loss, a scalar. All
+    randomness (the generator, dropout) is derived from (seed, step), so a resumed run equals an uninterrupted one; the
+    global generators are left as they were. With `micro_batch`, at most that many rows are computed at once, and with
+    `fetch` what is drawn are numbers of samples, and `fetch(numbers)` is the batch of some of them. The order of a
+    step: gradients of all micro-batches, mean over ranks, unscale, cut to norm `clip`, optimizer.
 
-    `optimizer` and its `options` are those of `make_optimizers`. The model keeps its mode: dropout works in training
-    mode only.
+    `optimizer` and its `options` are those of `make_optimizer`, or a function that makes one for the model; it may be
+    in groups with learning rates of their own. Each follows `schedule` from its own rate down to `floor` * lr, a common
+    end. The model keeps its mode: dropout works in training mode only. "bf16" and "fp16" compute under autocast; in
+    fp16 the loss is scaled, and a step whose gradients overflow is skipped, with "skipped": 1 in its metric.
+
+    With `parallel` = "ddp" or "fsdp" every rank of the process group calls this alike, also `evaluate`, which must
+    return the same on all; each takes its part of the rows of the batch, so that the result is that of one process up
+    to rounding (BatchNorm's statistics are those of rank 0). After "fsdp" the model is sharded.
 
     With `evaluate(model) -> score` (lower is better) the model is scored before the first step, every `every` steps
     and after the last; `keep="best"` ends with the weights of the lowest score. With `checkpoint`, a file, the run is
-    saved at the same steps and goes on from there when called again. A metric has step, loss, lr, norm (of the
-    gradient) and, where scored, score; `progress` is called with each.
+    saved every `save_every` (by default `every`) steps and at the end, and goes on from there when called again with
+    the same arguments, on any number of ranks; `settings` are what else shall be the same. A metric has step, loss, lr,
+    norm (of the gradient) and, where scored, score; `progress` is called with each. See `Callback` for `callbacks`.
 
     Raises `ValueError` for bad arguments before any work, `FloatingPointError` naming the step where loss, gradient
     or score is not finite.
@@ -76,20 +96,43 @@ def fit(
     >>> metrics[-1]["step"], metrics[-1]["loss"] < metrics[0]["loss"]
     (50, True)
     """
-    settings = {
-        "steps": steps, "lr": lr, "optimizer": optimizer, "options": dict(options or {}), "weight_decay": weight_decay,
-        "schedule": schedule, "warmup": warmup, "clip": clip, "precision": precision, "seed": seed, "every": every,
-        "keep": keep,
+    name = optimizer if isinstance(optimizer, str) else getattr(optimizer, "__name__", type(optimizer).__name__)
+    plan = {
+        "steps": steps, "lr": lr, "optimizer": name, "options": dict(options or {}), "weight_decay": weight_decay,
+        "schedule": schedule, "warmup": warmup, "floor": floor, "clip": clip, "precision": precision, "seed": seed,
+        "every": every, "keep": keep,
     }  # fmt: skip
-    _check(settings, evaluate is not None)
-    optimizers = make_optimizers(model, optimizer, lr, weight_decay, options)
+    _check(plan | {"save_every": save_every, "micro_batch": micro_batch, "parallel": parallel}, evaluate is not None)
+    plan |= dict(settings or {})
     if checkpoint is not None:
         require_writable(checkpoint)
-        state = State.resume(checkpoint, model, optimizers, settings)
+    network = distribute(model, parallel)
+    if isinstance(optimizer, str):
+        stepper = make_optimizer(model, optimizer, lr, weight_decay, options)
     else:
-        state = State()
+        stepper = optimizer(model)
+    peaks = [float(group["lr"]) for group in stepper.param_groups]
     params = [p for p in model.parameters() if p.requires_grad]
     device = params[0].device
+    here, count = (rank(), ranks()) if parallel != "none" else (0, 1)
+    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+    state = State() if checkpoint is None else State.resume(checkpoint, model, stepper, plan, scaler)
+    rates = [lr * factor(schedule, step, steps, warmup, floor) for step in range(steps)]
+    training = Training(model, network, stepper, rates, state.metrics, state.step)
+
+    def gradient(parts: Sequence[tuple[Any, float]]) -> torch.Tensor:
+        """The gradient of the mean loss over all rows of all ranks, times the loss scale, and that loss."""
+        stepper.zero_grad(set_to_none=True)
+        mean = torch.zeros((), device=device)
+        for number, (part, weight) in enumerate(parts, start=1):
+            batch = part if fetch is None else fetch(part)
+            training.batch = lambda batch=batch: batch
+            with reducing(network, number == len(parts)):
+                with torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "fp32"):
+                    value = loss(network, batch)
+                scaler.scale(value * (weight * count)).backward()  # the mean over ranks divides by their count
+            mean += value.detach() * weight
+        return total(mean) if count > 1 else mean
 
     def score(metric: Metric) -> None:
         if evaluate is not None:
@@ -99,50 +142,66 @@ def fit(
 
     def report(metric: Metric) -> None:
         state.metrics.append(metric)
+        for callback in callbacks:
+            callback.on_metric(training, metric)
         if progress is not None:
             progress(metric)
 
-    if evaluate is not None and not state.metrics:
-        score(metric := {"step": 0})
-        report(metric)
-    for step in range(state.step, steps):
-        with _randomness(seed, step, device) as generator:
-            batch = batches(step, generator)
-            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-                value = loss(model, batch)
-            for each in optimizers:
-                each.zero_grad(set_to_none=True)
-            value.backward()
-        norm = nn.utils.clip_grad_norm_(params, math.inf if clip is None else clip)
-        rate = lr * factor(schedule, step, steps, warmup)
-        metric: Metric = {"step": step + 1, "loss": value.item(), "lr": rate, "norm": norm.item()}
-        _require_finite(metric)
-        for each in optimizers:
-            for group in each.param_groups:
-                group["lr"] = rate
-            each.step()
-        state.step = step + 1
-        pause = state.step == steps or (every > 0 and state.step % every == 0)
-        if pause:
-            score(metric)
-        report(metric)
-        if pause and checkpoint is not None:
-            state.save(checkpoint, model, optimizers, settings)
-    for each in optimizers:
-        each.zero_grad(set_to_none=True)
-    if state.best:
-        load_weights(model, state.best)
+    with running(callbacks, training):
+        if evaluate is not None and not state.metrics:
+            score(metric := {"step": 0})
+            report(metric)
+        for step in range(state.step, steps):
+            with _randomness(seed, step, device, here) as generator:
+                parts = portions(batches(step, generator), micro_batch, here, count)
+                training.gradient = lambda parts=parts: gradient(parts)
+                value = training.gradient()
+                for callback in callbacks:
+                    callback.on_gradient(training)
+            scaler.unscale_(stepper)
+            norm = whole(nn.utils.clip_grad_norm_(params, math.inf if clip is None else clip))
+            metric = {"step": step + 1, "loss": value.item(), "lr": rates[step], "norm": norm.item()}
+            if precision == "fp16" and not math.isfinite(metric["norm"]) and scaler.get_scale() > 1:
+                del metric["norm"]
+                metric["skipped"] = 1
+            _require_finite(metric)
+            for group, peak in zip(stepper.param_groups, peaks, strict=True):
+                group["lr"] = peak * factor(schedule, step, steps, warmup, floor * lr / peak if peak else 0.0)
+            scaler.step(stepper)
+            scaler.update()
+            training.step = state.step = step + 1
+            last = state.step == steps
+            if last or _due(state.step, every):
+                score(metric)
+            report(metric)
+            ends = last or anywhere(training.stop, device) if count > 1 else last or training.stop
+            due = _due(state.step, every if save_every is None else save_every)
+            if checkpoint is not None and (ends or due):
+                state.save(checkpoint, model, stepper, plan, scaler.state_dict())
+            if ends:
+                break
+        stepper.zero_grad(set_to_none=True)
+        if state.best:
+            load_weights(model, parted_weights(model, state.best))
     return state.metrics
 
 
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
 def _check(settings: dict[str, Any], evaluated: bool) -> None:
-    for name, least in (("steps", 0), ("lr", 0), ("weight_decay", 0), ("warmup", 0), ("every", 0)):
-        if not least <= settings[name] < math.inf:
-            raise ValueError(f"{name} is {settings[name]}. Rule: finite and at least {least}.")
+    leasts = {"steps": 0, "lr": 0, "weight_decay": 0, "warmup": 0, "floor": 0, "every": 0}
+    for name, least in (leasts | {"save_every": 0, "micro_batch": 1}).items():
+        value = settings[name]
+        if value is not None and not least <= value < math.inf:
+            raise ValueError(f"{name} is {value}. Rule: finite and at least {least}.")
+    if settings["floor"] > 1:
+        raise ValueError(f"floor is {settings['floor']}. Rule: a share of lr, from 0 to 1. Write floor=0.1.")
     clip = settings["clip"]
     if clip is not None and not clip > 0:
         raise ValueError(f"clip is {clip}. Rule: a norm above 0, or None to leave gradients alone. Write clip=1.0.")
-    for name, known in (("precision", PRECISIONS), ("keep", KEEPS)):
+    for name, known in (("precision", PRECISIONS), ("keep", KEEPS), ("parallel", PARALLEL)):
         if settings[name] not in known:
             raise ValueError(f"unknown {name} {settings[name]!r}. Known: {', '.join(known)}.")
     SCHEDULES[settings["schedule"]]  # raises, with the nearest name
@@ -151,13 +210,18 @@ def _check(settings: dict[str, Any], evaluated: bool) -> None:
 
 
 @contextmanager
-def _randomness(seed: int, step: int, device: torch.device) -> Iterator[torch.Generator]:
-    """A generator of this step's own; torch's global ones are seeded alike inside and restored after."""
-    digest = hashlib.sha256(f"{seed}/{step}".encode()).digest()
-    mixed = int.from_bytes(digest[:8], "big") >> 1
+def _randomness(seed: int, step: int, device: torch.device, rank: int) -> Iterator[torch.Generator]:
+    """A generator of this step's own, the same on all ranks; torch's global ones are seeded inside and restored after.
+
+    Ranks draw different dropout masks.
+    """
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(mixed)
-        yield torch.Generator().manual_seed(mixed)
+        torch.manual_seed(_mixed(f"{seed}/{step}/{rank}" if rank else f"{seed}/{step}"))
+        yield torch.Generator().manual_seed(_mixed(f"{seed}/{step}"))
+
+
+def _mixed(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
 def _score(model: nn.Module, evaluate: Callable[[nn.Module], float], step: int) -> float:

@@ -11,6 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ..core import Registry
+from ..optim import METHODS, Shell
 
 REFUSED = {
     "LBFGS": "it evaluates the loss several times per step",
@@ -24,23 +25,55 @@ for _name, _kind in sorted(vars(torch.optim).items()):
     if isinstance(_kind, type) and issubclass(_kind, Optimizer) and _kind is not Optimizer:
         OPTIMIZERS.register(_name)(_kind)
 
+AROUND: Registry[Callable[..., Optimizer]] = Registry("method")
+"""Functions (model, optimizer, **settings) -> optimizer, from the innermost to the outermost."""
 
-def make_optimizers(
-    model: nn.Module, name: str, lr: float, weight_decay: float = 0.0, options: Mapping[str, Any] | None = None
-) -> list[Optimizer]:
-    """The optimizer of `torch.optim` called `name`, as a list: "Muon" takes the matrices and leaves the rest to AdamW.
+
+def _around(name: str) -> Callable[..., Optimizer]:
+    return lambda model, optimizer, **settings: METHODS[name].make(model, lambda params: optimizer, **settings)
+
+
+for _name in ("GradPower", "IRE"):
+    AROUND.register(_name.lower())(_around(_name))
+
+
+def make_optimizer(
+    model: nn.Module,
+    name: str,
+    lr: float,
+    weight_decay: float = 0.0,
+    options: Mapping[str, Any] | None = None,
+    methods: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Optimizer:
+    """The optimizer of `torch.optim` called `name`: "Muon" takes the matrices and leaves the rest to AdamW.
 
     `options` are further arguments of that optimizer. Weight decay falls on matrices only, not on biases, norms and
     other vectors. Muon's steps are scaled to the size of AdamW's, so both take one `lr`; embeddings and heads go to
     AdamW (Jordan, 2024; Liu et al., 2025, arXiv:2502.16982).
+    `methods` are those of `flatwing.optim` that go around it, by name in small letters with their settings:
+    {"ire": {"kappa": 3.0}}; the order is fixed, what changes gradients goes inside what changes steps.
     Raises `ValueError` for an unknown name, one that `fit` cannot drive, or a model without trainable parameters.
 
-    >>> [type(optimizer).__name__ for optimizer in make_optimizers(nn.Linear(2, 2), "Muon", 1e-3)]
+    >>> optimizer = make_optimizer(nn.Linear(2, 2), "Muon", 1e-3)
+    >>> [type(member).__name__ for member in optimizer.members]
     ['Muon', 'AdamW']
-    >>> make_optimizers(nn.Linear(2, 2), "AdamWW", 1e-3)
+    >>> make_optimizer(nn.Linear(2, 2), "AdamWW", 1e-3)
     Traceback (most recent call last):
     ValueError: unknown optimizer 'AdamWW', did you mean 'AdamW'? Known: ...
     """
+    for method in methods or {}:
+        AROUND[method]  # raises, with the nearest name
+    made = _bases(model, name, lr, weight_decay, options)
+    optimizer = made[0] if len(made) == 1 else Shell(made)
+    for method, around in AROUND.items():
+        if methods is not None and method in methods:
+            optimizer = around(model, optimizer, **methods[method])
+    return optimizer
+
+
+def _bases(
+    model: nn.Module, name: str, lr: float, weight_decay: float, options: Mapping[str, Any] | None
+) -> list[Optimizer]:
     kind = OPTIMIZERS[name]
     if name in REFUSED:
         raise ValueError(f"optimizer is {name!r}, but {REFUSED[name]}. Rule: one step per gradient. Take 'AdamW'.")

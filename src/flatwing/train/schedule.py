@@ -41,11 +41,23 @@ def linear(done: float) -> float:
     return 1 - done
 
 
-def factor(schedule: str, step: int, steps: int, warmup: int = 0) -> float:
+@SCHEDULES.register("wsd")
+def wsd(done: float) -> float:
+    """1 for four fifths of the run, then a straight line to 0 (with a warm-up: warmup, stable, decay).
+
+    >>> wsd(0.5), round(wsd(0.9), 3)
+    (1.0, 0.5)
+    """
+    return min(1.0, 5 * (1 - done))
+
+
+def factor(schedule: str, step: int, steps: int, warmup: int = 0, floor: float = 0.0) -> float:
     """The factor of step 0 ... steps-1: a straight rise over `warmup` steps times the schedule over the whole run.
+
+    The schedule falls from 1 to `floor` instead of 0.
 
     >>> [round(factor("linear", k, 4, warmup=2), 3) for k in range(4)]
     [0.5, 0.75, 0.5, 0.25]
     """
     rise = min(1.0, (step + 1) / warmup) if warmup else 1.0
-    return rise * SCHEDULES[schedule](step / steps)
+    return rise * (floor + (1 - floor) * SCHEDULES[schedule](step / steps))

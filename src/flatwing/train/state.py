@@ -13,9 +13,10 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from .distributed import parted, parted_weights, rank, whole, whole_weights
 from .storage import load_tensors, load_weights, save_tensors
 
-RUN = "flatwing.run.1"
+RUN = "flatwing.run.2"
 Metric = dict[str, int | float]
 
 
@@ -38,23 +39,34 @@ class State:
         self,
         path: str | os.PathLike[str],
         model: nn.Module,
-        optimizers: list[Optimizer],
+        optimizer: Optimizer,
         settings: Mapping[str, Any],
+        scaler: Mapping[str, Any] | None = None,
     ) -> None:
-        """Write the state with model, optimizers and the settings of the run into one safetensors file."""
-        tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-        tensors |= {f"best.{name}": tensor for name, tensor in self.best.items()}
+        """Write the state with model, optimizer and the settings of the run into one safetensors file.
+
+        The file is the same whatever the number of ranks: all of them must call this, rank 0 writes.
+        """
+        tensors = {f"model.{name}": tensor for name, tensor in whole_weights(model).items()}
+        tensors |= {f"best.{name}": whole(tensor) for name, tensor in self.best.items()}
         scalars: dict[str, Any] = {}
-        for i, optimizer in enumerate(optimizers):
-            for index, entries in optimizer.state_dict()["state"].items():
-                for key, value in entries.items():
-                    (tensors if isinstance(value, torch.Tensor) else scalars)[f"optimizer.{i}.{index}.{key}"] = value
+        state, owners = optimizer.state_dict(), _owners(optimizer)
+        for index, entries in state["state"].items():
+            for key, value in entries.items():
+                if isinstance(value, torch.Tensor):
+                    tensors[f"optimizer.{index}.{key}"] = whole(value, owners[index])
+                else:
+                    scalars[f"optimizer.{index}.{key}"] = value
+        if rank() > 0:
+            return
         notes = {
             "settings": dict(settings),
             "step": self.step,
             "metrics": self.metrics,
             "best_score": self.best_score,
             "scalars": scalars,
+            "groups": [_plain(group) for group in state["param_groups"]],
+            "scaler": dict(scaler or {}),
         }
         save_tensors(path, tensors, notes, RUN)
 
@@ -62,10 +74,11 @@ class State:
     def resume(
         path: str | os.PathLike[str],
         model: nn.Module,
-        optimizers: list[Optimizer],
+        optimizer: Optimizer,
         settings: Mapping[str, Any],
+        scaler: Any = None,
     ) -> State:
-        """Load what `save` wrote into model and optimizers; a new state if there is no file.
+        """Load what `save` wrote into model, optimizer and scaler; a new state if there is no file.
 
         Raises `ValueError` if the file belongs to a run with other settings or another model.
         """
@@ -78,15 +91,48 @@ class State:
                     f"{str(path)!r} is of a run with {name}={notes['settings'].get(name)!r}, this one has "
                     f"{name}={value!r}. Rule: a run resumes with its own settings. Restore them, or name another file."
                 )
-        load_weights(model, _part(tensors, "model."))
-        for i, optimizer in enumerate(optimizers):
-            entries: dict[int, dict[str, Any]] = {}
-            for name, value in (tensors | notes["scalars"]).items():
-                if name.startswith(f"optimizer.{i}."):
-                    _, _, index, key = name.split(".", 3)
-                    entries.setdefault(int(index), {})[key] = value
-            optimizer.load_state_dict({"state": entries, "param_groups": optimizer.state_dict()["param_groups"]})
-        return State(notes["step"], notes["metrics"], notes["best_score"], _part(tensors, "best."))
+        load_weights(model, parted_weights(model, _part(tensors, "model.")))
+        entries: dict[int, dict[str, Any]] = {}
+        owners = _owners(optimizer)
+        for name, value in (tensors | notes["scalars"]).items():
+            if name.startswith("optimizer."):
+                _, index, key = name.split(".", 2)
+                at = int(index)
+                entries.setdefault(at, {})[key] = parted(value, owners[at]) if torch.is_tensor(value) else value
+        groups = [
+            _restored(group, saved)
+            for group, saved in zip(optimizer.state_dict()["param_groups"], notes["groups"], strict=True)
+        ]
+        optimizer.load_state_dict({"state": entries, "param_groups": groups})
+        if scaler is not None and notes["scaler"]:
+            scaler.load_state_dict(notes["scaler"])
+        best = parted_weights(model, _part(tensors, "best."))
+        return State(notes["step"], notes["metrics"], notes["best_score"], best)
+
+
+def _owners(optimizer: Optimizer) -> list[torch.Tensor]:
+    """The parameters in the order in which a state dict numbers them."""
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def _plain(group: Mapping[str, Any]) -> dict[str, Any]:
+    """What JSON can hold of a group: hyper-parameters, and numbers that a method counts with."""
+    kinds = (bool, int, float, str, type(None))
+    return {
+        key: value
+        for key, value in group.items()
+        if key != "params"
+        and (isinstance(value, kinds) or (isinstance(value, list | tuple) and all(isinstance(v, kinds) for v in value)))
+    }
+
+
+def _restored(group: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
+    """A group with the values that were saved; JSON turned tuples into lists."""
+    back = {
+        key: tuple(value) if isinstance(value, list) and isinstance(group.get(key), tuple) else value
+        for key, value in saved.items()
+    }
+    return {**group, **back}
 
 
 def _part(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

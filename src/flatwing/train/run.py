@@ -1,0 +1,253 @@
+"""A recipe in, a run folder out: model, data and optimizer are made, trained and measured."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from math import ceil
+from time import perf_counter
+from typing import Any, final
+
+import torch
+from torch import nn
+
+from ..data import Dataset, open_data
+from .callbacks import Callback, DivergenceGuard, StopOnSignal
+from .distributed import group, launched, rank, whole_weights
+from .evaluate import measure
+from .folder import BOARD, CHECKPOINT, METRICS, MODEL, RESULT, RunFolder
+from .logs import JsonLines, TensorBoard
+from .loop import fit
+from .models import MODELS, Model, build_model
+from .optimizers import make_optimizer
+from .portions import to_device
+from .recipe import Recipe
+from .state import Metric
+from .storage import save_model
+
+# what may differ between a run and its continuation, for it changes no number, or only by rounding
+FREE = frozenset(
+    f"run.{key}" for key in ("micro_batch", "parallel", "device", "threads", "tensorboard", "checkpoint_every")
+)
+CHUNK = 256  # samples that are measured at once
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a run came to: `result` is the content of result.json, None where the run was interrupted."""
+
+    folder: str
+    step: int
+    steps: int
+    result: dict[str, Any] | None
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a recipe describes, made: data, the untrained model on its device, and the number of steps."""
+
+    data: Dataset
+    model: Model
+    steps: int
+
+
+def make_parts(recipe: Recipe, device: torch.device | None = None) -> Parts:
+    """Open the data and make the model of a recipe; refuses with `ValueError` what does not fit together."""
+    run = recipe.run
+    if run.batch_size < 1:
+        raise ValueError(f"run.batch_size is {run.batch_size}. Rule: a whole number, at least 1.")
+    data = open_data(recipe.data.name, **recipe.data.options)
+    sizes = _filled(recipe, data)
+    with torch.random.fork_rng([]):
+        torch.manual_seed(run.seed)
+        model = build_model(recipe.model.name, sizes).to(device or "cpu")
+    steps = run.steps if run.steps is not None else ceil((run.epochs or 0) * data.sizes["train"] / run.batch_size)
+    return Parts(data, model, steps)
+
+
+def run_recipe(
+    recipe: Recipe,
+    out: str | os.PathLike[str],
+    *,
+    name: str = "run",
+    overwrite: bool = False,
+    callbacks: Sequence[Callback] = (),
+    progress: Callable[[Metric, int, int], None] | None = None,
+) -> Outcome:
+    """Train what a recipe describes and leave a run folder with everything that is known about it.
+
+    The folder gets config.toml, environment.json, metrics.jsonl, checkpoint.safetensors, model.safetensors (for
+    `load_model`) and result.json. Where it holds the beginning of the same run, that is continued. Ctrl-C and SIGTERM
+    save and end it. Started by torchrun, the ranks share each batch, and rank 0 writes. `progress` is called with each
+    metric, the number of steps and the samples (classification) or tokens (lm) per step.
+
+    Raises `ValueError` for a recipe that cannot be run or a folder that holds something else, before any work, and
+    `FloatingPointError` where training diverges.
+    """
+    asked = "cuda" if torch.cuda.is_available() else "cpu"
+    asked = asked if recipe.run.device == "auto" else recipe.run.device
+    if asked not in ("cpu", "cuda") or (asked == "cuda" and not torch.cuda.is_available()):
+        raise ValueError(f"run.device is {recipe.run.device!r}. Rule: auto, cpu, or cuda where there is a GPU.")
+    with _threads(recipe.run.threads), group(torch.device(asked)) as device:
+        parts = make_parts(recipe, device)
+        folder = RunFolder(out, overwrite=overwrite and rank() == 0)
+        folder.require_same(recipe, FREE)
+        return _run(recipe, parts, folder, name, device, callbacks, progress)
+
+
+def _run(
+    recipe: Recipe,
+    parts: Parts,
+    folder: RunFolder,
+    name: str,
+    device: torch.device,
+    callbacks: Sequence[Callback],
+    progress: Callable[[Metric, int, int], None] | None,
+) -> Outcome:
+    run, data, model = recipe.run, parts.data, parts.model
+    first = rank() == 0
+    per_step = run.batch_size * (data.shape[0] if data.task == "lm" else 1)
+    hooks: list[Callback] = [*callbacks]
+    if recipe.guard is not None:
+        hooks.append(DivergenceGuard(recipe.guard.factor, recipe.guard.after))
+    if first:
+        folder.begin(recipe)
+        hooks.append(JsonLines(folder / METRICS))
+        if run.tensorboard:
+            hooks.append(TensorBoard(folder / BOARD))
+    stopper = StopOnSignal() if threading.current_thread() is threading.main_thread() else nullcontext()
+    started = perf_counter()
+
+    def held_out(split: str) -> dict[str, Any]:
+        return measure(model, data.evaluation(split, CHUNK, run.evaluate_samples), device)
+
+    def shown(metric: Metric) -> None:
+        if progress is not None and first:
+            progress(metric, parts.steps, per_step)
+
+    with stopper as stop:
+        if isinstance(stop, StopOnSignal):
+            hooks.append(stop)
+        metrics = fit(
+            model,
+            lambda step, generator: data.indices(step, run.batch_size, run.seed),
+            fetch=lambda rows: to_device(data.take(rows), device),
+            steps=parts.steps,
+            lr=recipe.optimizer.lr,
+            optimizer=partial(_optimizer, recipe),
+            schedule=recipe.schedule.name,
+            warmup=recipe.schedule.warmup,
+            floor=recipe.schedule.floor,
+            clip=run.clip or None,
+            precision=run.precision,
+            micro_batch=run.micro_batch,
+            parallel=run.parallel if launched() else "none",
+            seed=run.seed,
+            evaluate=lambda network: held_out("valid")["loss"]["value"],
+            every=run.evaluate_every,
+            save_every=run.checkpoint_every,
+            keep=run.keep,
+            checkpoint=folder / CHECKPOINT,
+            settings={key: value for key, value in recipe.flat().items() if key not in FREE},
+            callbacks=hooks,
+            progress=shown,
+        )
+    step = int(metrics[-1]["step"]) if metrics else 0
+    if step < parts.steps:
+        return Outcome(str(folder.path), step, parts.steps, None)
+    model.eval()
+    measured = {split: held_out(split) for split in ("valid", "test")}
+    weights = whole_weights(model)
+    result = _result(recipe, parts, name, metrics, measured, perf_counter() - started, per_step)
+    if first:
+        alone = build_model(recipe.model.name, model.config())
+        alone.load_state_dict(weights)
+        save_model(folder / MODEL, alone, recipe.flat())
+        folder.write_json(RESULT, result)
+    return Outcome(str(folder.path), step, parts.steps, result)
+
+
+def _filled(recipe: Recipe, data: Dataset) -> dict[str, Any]:
+    """The sizes of the model, with those that follow from the data where the recipe leaves them open."""
+    architecture = MODELS[recipe.model.name]
+    said = {"classes": data.classes}
+    if data.task == "lm":
+        said = {"vocab": data.classes, "context": data.shape[0]}
+    known = inspect.signature(architecture).parameters
+    return {key: value for key, value in said.items() if key in known} | recipe.model.sizes
+
+
+def _optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer of a recipe with the methods around it."""
+    part = recipe.optimizer
+    methods = {"gradpower": part.gradpower, "ire": part.ire}
+    chosen = {name: settings for name, settings in methods.items() if settings is not None}
+    return make_optimizer(model, part.name, part.lr, part.weight_decay, part.options, chosen)
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    if count is None:
+        yield
+        return
+    if count < 1:
+        raise ValueError(f"run.threads is {count}. Rule: a whole number, at least 1.")
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _result(
+    recipe: Recipe,
+    parts: Parts,
+    name: str,
+    metrics: Sequence[Metric],
+    measured: dict[str, Any],
+    seconds: float,
+    per_step: int,
+) -> dict[str, Any]:
+    """The content of result.json; `seconds` are those of this process, a continued run took longer."""
+    from .. import __version__
+
+    count = sum(p.numel() for p in parts.model.parameters())
+    unit = "tokens" if parts.data.task == "lm" else "samples"
+    start = next((metric["score"] for metric in metrics if "score" in metric), None)
+    test, valid = measured["test"], measured["valid"]
+    kept = "the weights with the lowest held-out loss" if recipe.run.keep == "best" else "the last weights"
+    told = f"loss {test['loss']['value']:.4f} ± {test['loss']['stderr']:.4f} nats"
+    if parts.data.task == "classification":
+        told += f", accuracy {test['accuracy']['value']:.2%} ± {test['accuracy']['stderr']:.2%}"
+    summary = [
+        f"{recipe.model.name} ({count:,} parameters) was trained on {parts.data.name} for {parts.steps:,} steps of "
+        f"{per_step:,} {unit} with {recipe.optimizer.name}.",
+        f"On {test['samples']:,} test samples: {told}. These are {kept}.",
+        *parts.data.notes,
+    ]
+    return {
+        "format": "flatwing.run",
+        "version": 1,
+        "command": "train",
+        "name": name,
+        "task": parts.data.task,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "flatwing": __version__,
+        "seed": recipe.run.seed,
+        "summary": summary,
+        "training": {
+            "steps": parts.steps, "unit": unit, "per_step": per_step, "seconds": round(seconds, 3),
+            "parameters": count, "start": start, "optimizer": recipe.optimizer.name, "lr": recipe.optimizer.lr,
+        },
+        "metrics": {"valid": valid, "test": test},
+        "files": {"model": MODEL, "checkpoint": CHECKPOINT, "metrics": METRICS},
+    }  # fmt: skip
