@@ -34,7 +34,7 @@ def sharp_part(
     With the factor's own polished to o = 1, those of moment / tau - o have the sign of s - tau, and the two signs
     together make the indicator. A factor that did not get there, o < 1, is still flat: o (1 + o sign) / 2 vanishes
     with o, where the half sum of o and the sign would not.
-    Singular values within 5e-4 |moment|_F of tau come out between 0 and 1. Cost: 7 polynomials of 3 products each and
+    Singular values within 5e-4 |moment|_F of tau come out between 0 and 1. Cost: 8 polynomials of 3 products each and
     2 products more, in float32. Source: Zhu et al. (2026), arXiv:2602.22681, the box of Muon-LITE.
 
     >>> moment = torch.diag(torch.tensor([4.0, 0.1]))
@@ -43,7 +43,7 @@ def sharp_part(
     """
     dtype = torch.promote_types(moment.dtype, torch.float32)
     # bfloat16 adds about 2 % to the range of the factor
-    o = polar(factor.to(dtype), 0.95 * bounds[0], 1.05 * bounds[1])
+    o = polar(factor.to(dtype), 0.95 * bounds[0], 1.05 * bounds[1], 2e-3)
     x = moment.to(dtype)
     tiny = torch.finfo(dtype).tiny
     x = x / (radius.to(dtype) * torch.linalg.matrix_norm(x)).clamp(min=tiny) - o
@@ -113,10 +113,10 @@ class LITE(Guarded):
     of the learning rate, half of the training). `floor`: where your schedule ends, as a share of the peak: chi is held
     so that flat and sharp learning rates end as one. The peak is the group's "initial_lr", which schedulers set.
 
-    chi=1, beta1=0, beta2=0 is `torch.optim.Muon` bit for bit. A step is skipped where a gradient is not finite.
-    Raises `ValueError` for parameters that are not real matrices, sparse gradients and settings out of range.
+    chi=1, beta1=0, beta2=0 is `torch.optim.Muon` bit for bit, for an lr that is a number. A step is skipped where a
+    gradient is not finite. Raises `ValueError` for parameters that are not real matrices, sparse gradients and settings out of range.
     Memory: as Muon, one buffer of the parameter's size, and a number per matrix. Cost per matrix: Muon's 5 iterations
-    in bfloat16, 5 more for beta, and 7 in float32. Sharded parameters (FSDP2): each rank gathers the momentum, and if
+    in bfloat16, 5 more for beta, and 8 in float32. Sharded parameters (FSDP2): each rank gathers the momentum, and if
     it needs them gradient and matrix, and computes the whole; results equal those on one process.
     Source: Zhu et al. (2026), arXiv:2602.22681.
 
@@ -171,7 +171,7 @@ class LITE(Guarded):
         if self._usable():
             for group in self.param_groups:
                 for p in group["params"]:
-                    if p.grad is not None:
+                    if p.grad is not None and p.numel():
                         self._move(p, p.grad, group)
                 group["step"] += 1
         return loss
@@ -183,7 +183,7 @@ class LITE(Guarded):
             # as many times |M|_F as each singular value has if all are equal
             state["radius"] = torch.tensor(min(p.shape) ** -0.5, dtype=p.dtype, device=p.device)
         buffer, momentum, lr = state["momentum_buffer"], group["momentum"], float(group["lr"])
-        settings = group["ns_coefficients"], group["ns_steps"], group["eps"]
+        settings = tuple(group["ns_coefficients"]), group["ns_steps"], group["eps"]
         buffer.lerp_(grad, 1 - momentum)
         moment = whole(grad.lerp(buffer, momentum) if group["nesterov"] else buffer)
         update = factor = newton_schulz(moment, *settings)
@@ -254,7 +254,7 @@ def _check(group: Mapping[str, Any]) -> None:
     for name, (least, most) in ranges.items():
         value = float(group[name])
         if not (least <= value <= most and abs(value) < inf):
-            good = min(max(value, least), most) if abs(value) < inf else least if least > -inf else 0
+            good = min(max(value, least), most) if abs(value) < inf else max(least, 0)
             raise ValueError(f"{name} is {group[name]}. Rule: finite, {least} to {most}. Nearest good value: {good}.")
     if group["adjust_lr_fn"] not in (None, "original", "match_rms_adamw"):
         raise ValueError(f"adjust_lr_fn is {group['adjust_lr_fn']!r}. Rule: None, 'original' or 'match_rms_adamw'.")

@@ -11,7 +11,7 @@ from jaxtyping import Float
 Quintic = tuple[float, float, float]  # a, b, c of a x + b x^3 + c x^5
 SMALLEST = 5e-4  # singular values below this share of the Frobenius norm are not resolved
 MARGIN = 1.01  # rounding must not lift a singular value above what the polynomials are made for
-ERROR = 0.03
+ERROR = 0.02
 
 
 def newton_schulz(
@@ -36,8 +36,10 @@ def newton_schulz(
     return x.T if tall else x
 
 
-def polar(x: Float[torch.Tensor, "m n"], lower: float, upper: float) -> Float[torch.Tensor, "m n"]:
-    """U V^T of x = U S V^T within 0.03 for singular values in [lower, upper]; those in [0, lower] stay in [0, 1.03].
+def polar(
+    x: Float[torch.Tensor, "m n"], lower: float, upper: float, error: float = ERROR
+) -> Float[torch.Tensor, "m n"]:
+    """U V^T of x = U S V^T within `error` for singular values in [lower, upper]; those below end below 1 + `error`.
 
     Computed in x's dtype, float32 or wider: half precision does not carry polynomials this steep.
     Cost: 3 products on the smaller side per polynomial of `quintics`.
@@ -48,7 +50,7 @@ def polar(x: Float[torch.Tensor, "m n"], lower: float, upper: float) -> Float[to
     """
     tall = x.shape[-2] > x.shape[-1]
     x = x.mT if tall else x
-    for a, b, c in quintics(lower, upper):
+    for a, b, c in quintics(lower, upper, error):
         gram = x @ x.mT
         x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.mT if tall else x
@@ -61,7 +63,7 @@ def quintics(lower: float, upper: float, error: float = ERROR) -> tuple[Quintic,
     Each is the best there is on the interval that the one before it leaves, and compositions of best ones are best
     (Amsel et al., 2025, The Polar Express, theorem 3.1).
 
-    >>> len(quintics(0.6, 1.25)), len(quintics(5e-4, 1.0))
+    >>> len(quintics(0.7, 1.2)), len(quintics(5e-4, 1.0))
     (1, 6)
     """
     found: list[Quintic] = []
