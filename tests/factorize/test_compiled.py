@@ -5,14 +5,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from flatwing import Chain, factorize
-from flatwing.factorize import bounds, butterfly, compiled, compiled_blocks
+from flatwing.factorize import bounds, butterfly, compiled, compiled_blocks, program
 from flatwing.factorize.order import split_order
 from flatwing.factorize.problem import Problem
-from flatwing.factorize.solvers import SOLVERS
+from flatwing.factorize.solvers import SOLVERS, TOLERANCE
 from flatwing.structure import transforms
 
 DTYPES = [torch.float32, torch.float64, torch.complex64, torch.complex128]
@@ -59,24 +60,27 @@ def test_attempt_is_that_of_torch(name: str, dtype: torch.dtype, order: str, ort
     problem = values_of(CHAINS[name], dtype, 0.01)
     patterns, cuts = problem.patterns, split_order(order, len(problem.chain))
     before = problem.values.clone()
-    factors, tails, residual = compiled.attempt(problem.values, patterns, cuts, orthonormalize)
+    factors, story, residual = compiled.attempt(problem.values, patterns, cuts, orthonormalize)
     assert torch.equal(problem.values, before), "the input is not modified"
     with only():
         expected, theirs = butterfly.hierarchical(problem.values, patterns, cuts, orthonormalize)
         expected = butterfly.fix_signs(expected, patterns)
-    eps, scale = torch.finfo(dtype).eps, float(problem.norm.sqrt())
+    eps, scale = torch.finfo(dtype).eps, float(problem.norm[0] ** 0.5)
     for mine, other in zip(factors, expected, strict=True):
         assert mine.dtype == dtype
         assert mine.is_contiguous()
         assert mine.untyped_storage().nbytes() == mine.nbytes, "no factor holds more memory than its own"
         assert float((mine - other).abs().max() / other.abs().max()) <= 1e5 * eps**0.75
-    assert list(tails) == list(theirs) == list(cuts)
+    assert story.order == tuple(theirs) == cuts
     for s in cuts:
-        assert tails[s].shape == theirs[s].shape
-        torch.testing.assert_close(tails[s].sqrt() / scale, theirs[s].sqrt() / scale, atol=2e3 * eps, rtol=1e-4)
+        mine, other = torch.from_numpy(story[s]), theirs[s]
+        assert mine.shape == other.shape
+        torch.testing.assert_close(mine.sqrt() / scale, other.sqrt() / scale, atol=2e3 * eps, rtol=1e-4)
     right = butterfly.residual(problem.values, patterns, factors)
     assert residual.shape == right.shape
-    torch.testing.assert_close(residual.sqrt() / scale, right.sqrt() / scale, atol=64 * eps, rtol=64 * eps)
+    torch.testing.assert_close(
+        torch.from_numpy(residual).sqrt() / scale, right.sqrt() / scale, atol=64 * eps, rtol=64 * eps
+    )
     again = compiled.residual(problem.values, patterns, expected)
     torch.testing.assert_close(
         again, butterfly.residual(problem.values, patterns, expected), atol=64 * eps * scale**2, rtol=64 * eps
@@ -108,21 +112,22 @@ def test_tails_are_never_more_than_the_truth(name: str, dtype: torch.dtype, kind
         sigma = torch.linalg.svdvals(split.blocks(values)).square()
         true = sigma[..., split.rank :].sum(-1).reshape(split.regions)
         slack = 1e-14 * sigma.sum(-1).max()
-        assert bool((tails <= true + slack).all())
-        assert bool((tails >= true * (1 - 1e-7) - slack).all())
+        found = torch.from_numpy(tails)
+        assert bool((found <= true + slack).all())
+        assert bool((found >= true * (1 - TOLERANCE) ** 2 - slack - 1e-9 * true).all())
 
 
 @pytest.mark.parametrize("name", CHAINS)
 def test_tree_bound_is_that_of_torch(name: str) -> None:
     problem = values_of(CHAINS[name], torch.float64, 0.1)
     with only():
-        tails = bounds.matrix_tails(problem.values, problem.splits, careful=True)
-        expected = bounds.tree_bound(problem.splits, tails)
-    kept = [t.clone() for t in tails]
-    found = bounds.tree_bound(problem.splits, tails)
+        tails = [t.numpy() for t in bounds.matrix_tails(problem.values, problem.splits, careful=True)]
+        expected = bounds.tree_bound(tails)
+    kept = [t.copy() for t in tails]
+    found = bounds.tree_bound(tails)
     assert found.shape == expected.shape
-    torch.testing.assert_close(found, expected, atol=0, rtol=1e-12)
-    assert all(torch.equal(x, y) for x, y in zip(tails, kept, strict=True)), "the tails are not modified"
+    np.testing.assert_allclose(found, expected, atol=0, rtol=1e-12)
+    assert all(np.array_equal(x, y) for x, y in zip(tails, kept, strict=True)), "the tails are not modified"
 
 
 @pytest.mark.parametrize("n", [32, 256])
@@ -275,8 +280,13 @@ def test_two_rows_of_very_different_size() -> None:
 def test_a_number_out_of_range_is_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     A = torch.randn(16, 16)
     want = factorize(A, Chain.butterfly(16)).certificate
-    monkeypatch.setattr(compiled, "_tails", lambda *a: {0: torch.tensor([[torch.nan]])})
+    run = compiled.run
+
+    def out_of_range(steps: program.Program, *rest: Any) -> Any:
+        return run(steps, *rest) * (np.nan if steps.tails[-1][0] == 0 else 1)  # where a residual is measured
+
+    monkeypatch.setattr(compiled, "run", out_of_range)
     factors, _, left = compiled.attempt(A[None], Chain.butterfly(16).patterns, (1, 2, 3))
-    assert bool(left.isfinite().all())
+    assert np.isfinite(left).all()
     assert len(factors) == 4
     assert want.error > 0

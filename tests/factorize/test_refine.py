@@ -57,10 +57,10 @@ def test_any_start_improves_sweep_by_sweep(dtype: torch.dtype, sites: int) -> No
         problem, norm = Problem.of(A, chain), float(A.norm())
         bound = factorize(A, chain).certificate.lower_bound
         factors = list(draw_product(chain, dtype=dtype, seed=seed).factors)
-        history = [float(problem.error(factors)) ** 0.5 / norm]
+        history = [problem.error(factors).item() ** 0.5 / norm]
         for _ in range(6):
             factors = refine_factors(problem, factors, 1, sites)
-            history.append(float(problem.error(factors)) ** 0.5 / norm)
+            history.append(problem.error(factors).item() ** 0.5 / norm)
             assert history[-1] <= history[-2] * (1 + 1e-12)
             assert history[-1] >= bound * (1 - 1e-9)
         assert history[-1] < min(1.0, history[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cmath import isfinite
 from typing import Any
 
 import numpy as np
@@ -28,8 +29,8 @@ def as_matrix(matrix: Any, name: str = "A", *, batch: bool = False) -> torch.Ten
     torch.Size([1, 2])
     """
     tensor = _as_tensor(matrix, name)
-    rank = "a matrix (2 dimensions)" + (" or a batch of matrices" if batch else "")
     if tensor.ndim < 2 or (tensor.ndim > 2 and not batch):
+        rank = "a matrix (2 dimensions)" + (" or a batch of matrices" if batch else "")
         step = f"Write {name}.reshape(1, -1)." if tensor.ndim < 2 else f"Take the matrices {name}[i] one by one."
         raise ValueError(f"{name} has shape {tuple(tensor.shape)}. Rule: {rank}. {step}")
     if tensor.numel() == 0:
@@ -41,7 +42,7 @@ def as_matrix(matrix: Any, name: str = "A", *, batch: bool = False) -> torch.Ten
         )
     tensor = tensor.detach().resolve_conj().to(COMPUTE_DTYPES[tensor.dtype])
     # One pass: a sum is not finite if any entry is not; it may overflow by itself, so look closer only then.
-    if not bool(torch.isfinite(tensor.sum())) and not bool(torch.isfinite(tensor).all()):
+    if not isfinite(tensor.sum().item()) and not bool(torch.isfinite(tensor).all()):
         bad = (~torch.isfinite(tensor)).nonzero()
         where = tuple(bad[0].tolist())
         raise ValueError(

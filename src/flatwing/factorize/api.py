@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
+from math import prod
 from numbers import Integral
 from typing import Any, final
 
+import numpy as np
 import torch
 
 from ..core import as_matrix, threads_for
@@ -22,6 +24,7 @@ from .order import split_order
 from .permutation import Permutations, candidate_permutations, permuted
 from .problem import Problem, scaled
 from .refine import refine_factors
+from .story import Story
 
 
 def factorize(
@@ -111,18 +114,18 @@ def factorize(
                     break  # nothing can be better than rounding
                 say = None if progress is None else partial(progress, f"order {cuts}, columns {label}"[:60])
                 places = [kept.index(s) + 1 for s in cuts]
-                factors, tails, regions = attempt(problem.values, problem.patterns, places, orthonormalize, say)
+                factors, story, regions = attempt(problem.values, problem.patterns, places, orthonormalize, say)
                 error = problem.outside + problem.per_matrix(regions)
                 if refine:
                     factors = refine_factors(problem, factors, int(refine), refine_sites, say)
                     error = problem.error(factors)
                     factors = fix_signs(factors, problem.patterns)
-                attempts.append(_Attempt(problem, cuts, label, factors, tails, error))
+                attempts.append(_Attempt(problem, cuts, label, factors, story, error))
         best = min(attempts, key=lambda a: a.problem.total(a.error))
         others = [a for a in attempts if a.label == best.label and a is not best]
-        stories = [a.tails for a in (best, *others)] if orthonormalize else []
+        stories = [a.story for a in (best, *others)] if orthonormalize else []
         certificates, matrix_errors = prove(best.problem, best.error, stories, best.order, orthonormalize)
-    splits = tuple(_reports(best, chain, kept, matrix_errors))
+    splits = tuple(_reports(best, ground, matrix_errors))
     product = _product(best, chain, candidates[best.label])
     return Factorization(product, certificates[0], splits, best.order, best.label, notes, certificates[1:])
 
@@ -136,9 +139,8 @@ class _Attempt:
     order: tuple[int, ...]
     label: str
     factors: list[torch.Tensor]
-    tails: dict[int, torch.Tensor]
-    """Squared errors of the cuts, in the order in which they were made."""
-    error: torch.Tensor
+    story: Story
+    error: np.ndarray
 
     @property
     def exact(self) -> bool:
@@ -150,12 +152,14 @@ class _Attempt:
 @dataclass(frozen=True, slots=True)
 class _Ground:
     """What depends on the chain alone: the chain without redundant splits, the places of its splits in the given
-    chain, and the smaller side of the squarest blocks that are ever solved.
+    chain, the smaller side of the squarest blocks that are ever solved, and what a report begins with, split by split:
+    position, rank, blocks and shape of a block.
     """
 
     reduced: Chain
     kept: tuple[int, ...]
     side: int
+    splits: tuple[tuple[int, int, int, tuple[int, int]], ...]
 
 
 @lru_cache(maxsize=256)
@@ -166,7 +170,9 @@ def _ground(chain: Chain) -> _Ground | None:
     _require_chainable(chain)
     kept = tuple(s for s in range(1, len(chain)) if s not in chain.redundant_splits)
     reduced = chain.reduced()
-    return _Ground(reduced, kept, max((min(split.block_shape) for split in splits_of(reduced.patterns)), default=1))
+    side = max((min(split.block_shape) for split in splits_of(reduced.patterns)), default=1)
+    splits = enumerate(splits_of(chain.patterns), start=1)
+    return _Ground(reduced, kept, side, tuple((s, x.rank, prod(x.regions), x.block_shape) for s, x in splits))
 
 
 def _full_precision(device: str) -> AbstractContextManager[Any]:
@@ -174,35 +180,28 @@ def _full_precision(device: str) -> AbstractContextManager[Any]:
 
 
 def _product(best: _Attempt, chain: Chain, perms: Permutations) -> SparseProduct:
-    problem, factors = best.problem, best.factors
-    rest, shaped, plain = problem.exponents, [], not bool(problem.exponents.any())
-    for i, (p, w) in enumerate(zip(problem.chain, factors, strict=True)):
-        if plain:
-            shaped.append(w.view(*problem.batch, p.blocks, p.b, p.c))
-            continue
-        part = rest // (len(factors) - i)  # the exponent is spread over the factors: none of them overflows
-        rest = rest - part
-        shaped.append(
-            scaled(w.reshape(problem.count, p.blocks, p.b, p.c), part).reshape(*problem.batch, p.blocks, p.b, p.c)
-        )
-    product = SparseProduct(problem.chain, shaped, *perms)
+    problem, factors, rest = best.problem, best.factors, best.problem.exponents
+    if problem.batch or rest.any():
+        for i, (p, w) in enumerate(zip(problem.chain, best.factors, strict=True)):
+            part = rest // (len(factors) - i)  # the exponent is spread over the factors: none of them overflows
+            rest = rest - part
+            w = scaled(w.reshape(problem.count, p.blocks, p.b, p.c), part)
+            factors[i] = w.reshape(*problem.batch, p.blocks, p.b, p.c)
+    product = SparseProduct(problem.chain, factors, *perms)
     return product if problem.chain == chain else product.expanded(chain)
 
 
-def _reports(
-    best: _Attempt, chain: Chain, kept: tuple[int, ...], matrix_errors: list[float | None]
-) -> Iterator[SplitReport]:
-    """One report per split of the chain; `kept` are those that restrict something."""
+def _reports(best: _Attempt, ground: _Ground, matrix_errors: list[float | None]) -> Iterator[SplitReport]:
+    """One report per split of the chain."""
     problem = best.problem
     norm = problem.total(problem.norm)
-    sums = dict(zip(best.tails, problem.sums(list(best.tails.values())), strict=True))
-    for s, split in enumerate(splits_of(chain.patterns), start=1):
-        shape = (s, split.rank, split.regions[0] * split.regions[1], split.block_shape)
-        if s not in kept:
-            yield SplitReport(*shape, True, 0.0, 0.0)
+    sums = dict(zip(best.story.order, map(problem.total, best.story.sums(problem.count)), strict=True))
+    for split in ground.splits:
+        if split[0] not in ground.kept:
+            yield SplitReport(*split, True, 0.0, 0.0)
             continue
-        place = kept.index(s)
-        yield SplitReport(*shape, False, relative(sums[place + 1][0], norm), matrix_errors[place])
+        place = ground.kept.index(split[0])
+        yield SplitReport(*split, False, relative(sums[place + 1], norm), matrix_errors[place])
 
 
 def _notes(given: Any, matrix: torch.Tensor) -> tuple[str, ...]:

@@ -5,26 +5,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
+import numpy as np
 import torch
 from jaxtyping import Float, Num
 
 from ..structure.split import Split
 from .butterfly import chunks
-from .compiled import split_tails, supports
+from .compiled import split_tails, supports, works
 from .compiled import tree_bound as compiled_tree_bound
 from .solvers import TOLERANCE, select_solver, top_vector
 
 STRIP_BYTES = 1 << 21  # larger than what `cut` uses: many small Gram matrices are made of one strip
 
 
-def tree_bound(splits: Sequence[Split], tails: Sequence[Float[torch.Tensor, "_ _"]]) -> torch.Tensor:
+def tree_bound(tails: Sequence[Float[np.ndarray, "_ _"]]) -> Float[np.ndarray, "columns rows"]:
     """Squared lower bound on the error of any product, from the squared tails of neighbouring splits, per region.
 
     A region (column cluster of the first split, row cluster of the last) is tiled by the blocks of every split, so its
     error is at least what either half of a bracketing leaves; the larger of the two counts, recursively. Result: shape
     (columns of the first split, rows of the last), to be summed.
     """
-    if supports(tails[0]):
+    if works(torch.float64):
         return compiled_tree_bound(tails)
     level = list(tails)
     while len(level) > 1:
@@ -34,7 +35,7 @@ def tree_bound(splits: Sequence[Split], tails: Sequence[Float[torch.Tensor, "_ _
             columns, rows = lower.shape[0], upper.shape[1]
             by_rows = lower.reshape(columns, -1, rows).sum(1)
             by_columns = upper.reshape(columns, -1, rows).sum(1)
-            joined.append(torch.maximum(by_rows, by_columns))
+            joined.append(np.maximum(by_rows, by_columns))
         level = joined
     return level[0]
 
@@ -61,7 +62,7 @@ def matrix_tails(
 def tails_by_residual(values: Num[torch.Tensor, "blocks b c"], split: Split) -> Float[torch.Tensor, "columns rows"]:
     """Squared tails of every block of one split, each measured as the residual of a checked solver."""
     if split.rank == 1 and supports(values):
-        return split_tails(values, [split])[0]
+        return torch.from_numpy(split_tails(values, [split])[1])
     blocks = split.blocks(values)
     rows, columns = split.block_shape
     tails = torch.empty(blocks.shape[:4], dtype=torch.float64, device=values.device)

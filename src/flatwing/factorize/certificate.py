@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf, isfinite, sqrt
 from typing import Any, final
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 
+from .compiled import TAILS
 from .order import optimality_factor, peels_ends
 from .problem import CAREFUL_BELOW, Problem
 from .solvers import TOLERANCE
+from .story import Story
 
 # An error below this many roundings (times the square root of the number of factors) is no error at all.
 ROUNDINGS = 64
@@ -75,8 +78,8 @@ def rounding_level(dtype: torch.dtype, factors: int) -> float:
 
 def prove(
     problem: Problem,
-    error: Float[torch.Tensor, " batch"],
-    stories: Sequence[Mapping[int, Float[torch.Tensor, "_ _"]]],
+    error: Float[np.ndarray, " batch"],
+    stories: Sequence[Story],
     order: Sequence[int],
     orthonormalize: bool,
 ) -> tuple[tuple[Certificate, ...], list[float | None]]:
@@ -89,13 +92,14 @@ def prove(
     floor = rounding_level(problem.values.dtype, len(problem.chain))
     exact = is_rounding(problem, error)
     known: list[list[float] | None] = [None] * (len(problem.chain) - 1)
-    lower = torch.zeros_like(error)
-    if not bool(exact.all()):
+    lower = np.zeros_like(error)
+    if not exact.all():
         # nothing achieved can be below the optimum: where rounding says otherwise, rounding is wrong
         lower, known = problem.bounds(error, stories, ~exact)
-        lower = torch.minimum(lower, error).where(~exact, 0.0)
+        lower = np.where(exact, 0.0, np.minimum(lower, error))
     factor, theorem = optimality_factor(order, orthonormalize)
     eps, ends = torch.finfo(problem.values.dtype).eps, peels_ends(order)
+    under = max(2 * TOLERANCE, TAILS[problem.values.dtype])  # by which share tails may be under-estimated
 
     norms, errors, outside, bounds = map(problem.numbers, (problem.norm, error, problem.outside, lower))
     ceilings = _ceilings(problem, stories) if None in known else []
@@ -106,7 +110,7 @@ def prove(
         if not is_exact and isfinite(factor):
             # a tail that nobody looked at is at most what was achieved; the others may be under-estimated a little
             parts = [
-                min(errors[i] - outside[i], ceilings[place][i]) if t is None else t[i] * (1 + TOLERANCE)
+                min(errors[i] - outside[i], ceilings[place][i]) if t is None else t[i] * (1 + under)
                 for place, t in enumerate(known, start=1)
             ]
             inside = sum(parts) if ends else sum(sqrt(max(part, 0.0)) for part in parts) ** 2
@@ -122,13 +126,13 @@ def prove(
     return certificates * 2 if problem.count == 1 else certificates, matrix_errors
 
 
-def is_rounding(problem: Problem, error: Float[torch.Tensor, " batch"]) -> Bool[torch.Tensor, " batch"]:
+def is_rounding(problem: Problem, error: Float[np.ndarray, " batch"]) -> Bool[np.ndarray, " batch"]:
     """Whether the squared errors of the matrices of a batch are no more than rounding."""
     floor = rounding_level(problem.values.dtype, len(problem.chain))
     return error <= floor**2 * problem.norm
 
 
-def _ceilings(problem: Problem, stories: Sequence[Mapping[int, Float[torch.Tensor, "_ _"]]]) -> list[list[float]]:
+def _ceilings(problem: Problem, stories: Sequence[Story]) -> list[list[float]]:
     """Upper bounds on the squared tails of the matrix, one per place 0, 1, ...; infinite where nothing is known.
 
     While only ends are peeled off, the errors of the cuts add up, and after the cut at s the product so far is one of
@@ -136,11 +140,9 @@ def _ceilings(problem: Problem, stories: Sequence[Mapping[int, Float[torch.Tenso
     """
     bounds = [[inf] * (problem.count + 1) for _ in problem.chain]
     for story in stories:
-        if peels_ends(tuple(story)):
-            total = [0.0] * (problem.count + 1)
-            for s, errors in zip(story, problem.sums(list(story.values())), strict=True):
-                total = [t + e for t, e in zip(total, errors, strict=False)]
-                bounds[s] = [min(b, t) for b, t in zip(bounds[s], total, strict=False)]
+        if peels_ends(story.order):
+            for s, errors in zip(story.order, story.sums(problem.count).cumsum(0), strict=True):
+                bounds[s] = [*map(min, bounds[s], problem.numbers(errors))]
     return bounds
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from math import isfinite
 from types import ModuleType
 from typing import final
 
@@ -23,6 +24,7 @@ from ..structure.split import Split
 from . import butterfly, program
 from .program import Program, Step
 from .solvers import SOLVERS, TOLERANCE, BlockSolver, Truncation
+from .story import Story
 
 NUMPY = {
     torch.float32: np.float32,
@@ -32,8 +34,8 @@ NUMPY = {
 }
 # How much more than the optimum a vector may leave, relative: the next cut sees the root of it.
 ANGLES = {torch.float64: 1e-20, torch.complex128: 1e-20, torch.float32: 1e-11, torch.complex64: 1e-11}
-# How much less than the truth a tail may be, relative.
-TAILS = {torch.float64: 1e-14, torch.complex128: 1e-14, torch.float32: 1e-5, torch.complex64: 1e-5}
+# How much less than the truth a tail may be, relative: no more than `solvers.TOLERANCE` where bounds are final.
+TAILS = {torch.float64: 1e-9, torch.complex128: 1e-9, torch.float32: 1e-5, torch.complex64: 1e-5}
 
 
 @lru_cache(maxsize=1)
@@ -76,22 +78,23 @@ def attempt(
     order: Sequence[int],
     orthonormalize: bool = True,
     progress: Callable[[int, int], None] | None = None,
-) -> tuple[list[torch.Tensor], dict[int, Float[torch.Tensor, "_ _"]], Float[torch.Tensor, "columns rows"]]:
-    """What `butterfly.hierarchical` returns, the signs fixed, and the `butterfly.residual` of that.
+) -> tuple[list[torch.Tensor], Story, Float[np.ndarray, "columns rows"]]:
+    """What `butterfly.hierarchical` returns, the signs fixed, and the `butterfly.residual` of that, as numbers.
 
     The factors share no memory with the values.
     """
     if len(patterns) == 1:
-        return [values.clone()], {}, torch.zeros(1, 1, dtype=torch.float64, device=values.device)
+        return [values.clone()], Story.of({}), np.zeros((1, 1))
     if supports(values):
         steps = program.attempt(patterns, tuple(order), orthonormalize)
         work = np.empty(steps.entries, NUMPY[values.dtype])
-        tails = _tails(steps, run(steps, values, work, progress))
-        if bool(tails[0].isfinite().all()):  # else a number left its range; torch has other intermediate results
-            return _factors(steps, work), tails, tails.pop(0)
+        tails = Story(run(steps, values, work, progress), steps.tails)
+        left = tails[0]
+        if isfinite(left.sum()):  # else a number left its range; torch has other intermediate results
+            return _factors(steps, work), Story(tails.numbers, steps.tails[:-1]), left
     factors, tails = butterfly.hierarchical(values, patterns, order, orthonormalize, progress)
     factors = butterfly.fix_signs(factors, patterns)
-    return factors, tails, butterfly.residual(values, patterns, factors)
+    return factors, Story.of(tails), butterfly.residual(values, patterns, factors).numpy(force=True)
 
 
 def fix_signs(factors: Sequence[torch.Tensor], patterns: tuple[Pattern, ...]) -> list[torch.Tensor]:
@@ -111,29 +114,27 @@ def residual(
     if not supports(values):
         return butterfly.residual(values, patterns, factors)
     steps = program.residual(patterns)
-    return _tails(steps, run(steps, values, _memory(steps, factors)))[0]
+    return torch.from_numpy(Story(run(steps, values, _memory(steps, factors)), steps.tails)[0])
 
 
-def split_tails(
-    values: Num[torch.Tensor, "blocks b c"], splits: Sequence[Split]
-) -> list[Float[torch.Tensor, "columns rows"]]:
+def split_tails(values: Num[torch.Tensor, "blocks b c"], splits: Sequence[Split]) -> Story:
     """Squared tails of every block of each split, never more than the truth up to rounding: residuals, less what a
     better approximation might take off.
     """
     steps = program.tails(tuple(splits))
     work = np.empty(1, NUMPY[values.dtype])
-    return list(_tails(steps, run(steps, values, work)).values())
+    return Story(run(steps, values, work), steps.tails)
 
 
-def tree_bound(tails: Sequence[Float[torch.Tensor, "_ _"]]) -> Float[torch.Tensor, "columns rows"]:
+def tree_bound(tails: Sequence[Float[np.ndarray, "_ _"]]) -> Float[np.ndarray, "columns rows"]:
     """`bounds.tree_bound`, which needs only the shapes of the tails."""
     compiled = loops()
     assert compiled is not None
     shapes = np.array([t.shape for t in tails], dtype=np.int64)
-    level = np.concatenate([t.numpy().reshape(-1) for t in tails])
+    level = np.concatenate([t.reshape(-1) for t in tails])
     columns, rows = tails[0].shape[0], tails[-1].shape[1]
     compiled.tree_bound(level, shapes)
-    return torch.from_numpy(level[: columns * rows]).view(columns, rows)
+    return level[: columns * rows].reshape(columns, rows)
 
 
 @final
@@ -173,11 +174,10 @@ def run(
     assert compiled is not None
     flat = values.contiguous().numpy(force=True).reshape(-1)
     tails = np.empty(steps.numbers)
-    eps = float(np.finfo(work.dtype).eps)
+    eps = torch.finfo(values.dtype).eps
     # tails are squares of angles: where nothing else is wanted, less will do
     limits = (ANGLES[values.dtype] if steps.entries else TAILS[values.dtype]), eps
     done, last, cuts = 0, len(steps.steps), 0
-    total = sum(step.kind == program.CUT for step in steps.steps) if progress is not None else 0
     while done < last:
         stop = last if progress is None else done + 1
         done = compiled.run(flat, work, tails, steps.table, done, stop, *limits)
@@ -186,7 +186,7 @@ def run(
             done += 1
         if progress is not None and steps.steps[done - 1].kind == program.CUT:
             cuts += 1
-            progress(cuts, total)
+            progress(cuts, sum(step.kind == program.CUT for step in steps.steps))
     return tails
 
 
@@ -235,9 +235,6 @@ def _memory(steps: Program, factors: Sequence[torch.Tensor]) -> np.ndarray:
 
 def _factors(steps: Program, work: np.ndarray) -> list[torch.Tensor]:
     """Each factor in memory of its own."""
-    return [torch.from_numpy(work[place : place + p.nnz].copy()).view(p.blocks, p.b, p.c) for place, p in steps.factors]
-
-
-def _tails(steps: Program, tails: np.ndarray) -> dict[int, torch.Tensor]:
-    whole = torch.from_numpy(tails)
-    return {s: whole.as_strided(shape, (shape[1], 1), at) for s, at, shape in steps.tails}
+    return [
+        torch.from_numpy(work[place : place + p.nnz].reshape(p.blocks, p.b, p.c).copy()) for place, p in steps.factors
+    ]

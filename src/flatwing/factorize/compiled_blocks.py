@@ -1,6 +1,6 @@
 """Rank-one approximation of one block, compiled by numba: imported lazily, through `compiled_steps.py`.
 
-A block is a flat array of rows, `pitch` entries from one to the next, the small side first.
+A block is an array of rows, the small side first; of each row the first `large` entries count.
 """
 
 from __future__ import annotations
@@ -122,57 +122,96 @@ def two_rows(x, y, u, w):
 
 
 @compiled
-def _products(block, pitch, large, x, y):
-    """Set y = block x^H."""
-    zero = x[0] * 0
-    for i in range(len(y)):
-        row, z = block[i * pitch : i * pitch + large], zero
+def _products(block, first, large, x, y):
+    """Set y = block x^H for the rows from the first one on; four at a time, as everywhere below."""
+    zero, last = x[0] * 0, first + len(y)
+    four = last - len(y) % 4
+    for i in range(first, four, 4):
+        z0, z1, z2, z3 = zero, zero, zero, zero
         for j in range(large):
-            z += row[j] * np.conj(x[j])
-        y[i] = z
+            c = np.conj(x[j])
+            z0 += block[i, j] * c
+            z1 += block[i + 1, j] * c
+            z2 += block[i + 2, j] * c
+            z3 += block[i + 3, j] * c
+        y[i - first], y[i + 1 - first], y[i + 2 - first], y[i + 3 - first] = z0, z1, z2, z3
+    for i in range(four, last):
+        z0 = zero
+        for j in range(large):
+            z0 += block[i, j] * np.conj(x[j])
+        y[i - first] = z0
 
 
 @compiled
-def _look(block, pitch, large, u, w, g):
+def _energies(block, large, y):
+    """Set y to the squared norms of the rows."""
+    zero, last = square(block[0, 0] * 0), len(y)
+    four = last - last % 4
+    for i in range(0, four, 4):
+        z0, z1, z2, z3 = zero, zero, zero, zero
+        for j in range(large):
+            z0 += square(block[i, j])
+            z1 += square(block[i + 1, j])
+            z2 += square(block[i + 2, j])
+            z3 += square(block[i + 3, j])
+        y[i], y[i + 1], y[i + 2], y[i + 3] = z0, z1, z2, z3
+    for i in range(four, last):
+        z0 = zero
+        for j in range(large):
+            z0 += square(block[i, j])
+        y[i] = z0
+
+
+@compiled
+def _look(block, large, u, w, g):
     """Normalize u, set w = u^H block and g = R w^H with the residual R = block - u w; returns |w|^2, |R|^2, |g|^2."""
-    small, i, zero = len(u), 0, block[0] * 0
+    small, zero = len(u), u[0] * 0
+    four, rest, gradient = small // 4 * 4, 0.0, 0.0
     normalize(u)
     for j in range(large):
         w[j] = 0
-    while i + 4 <= small:  # four rows at a time: w is written less often
-        at, two, three = i * pitch, (i + 2) * pitch, (i + 3) * pitch
-        r0, r1 = block[at : at + large], block[at + pitch : at + pitch + large]
-        r2, r3 = block[two : two + large], block[three : three + large]
+    for i in range(0, four, 4):
         c0, c1, c2, c3 = np.conj(u[i]), np.conj(u[i + 1]), np.conj(u[i + 2]), np.conj(u[i + 3])
         for j in range(large):
-            w[j] += (c0 * r0[j] + c1 * r1[j]) + (c2 * r2[j] + c3 * r3[j])
-        i += 4
-    while i < small:
-        row, c = block[i * pitch : i * pitch + large], np.conj(u[i])
+            w[j] += (c0 * block[i, j] + c1 * block[i + 1, j]) + (c2 * block[i + 2, j] + c3 * block[i + 3, j])
+    for i in range(four, small):
+        c0 = np.conj(u[i])
         for j in range(large):
-            w[j] += c * row[j]
-        i += 1
-    rest, gradient = 0.0, 0.0
-    for i in range(small):
-        row, c = block[i * pitch : i * pitch + large], u[i]
-        energy, z = square(zero), zero
+            w[j] += c0 * block[i, j]
+    for i in range(0, four, 4):
+        c0, c1, c2, c3 = u[i], u[i + 1], u[i + 2], u[i + 3]
+        energy, z0, z1, z2, z3 = square(zero), zero, zero, zero, zero
         for j in range(large):
-            x = row[j] - c * w[j]
-            energy += square(x)
-            z += x * np.conj(w[j])
+            y = w[j]
+            x0, x1 = block[i, j] - c0 * y, block[i + 1, j] - c1 * y
+            x2, x3 = block[i + 2, j] - c2 * y, block[i + 3, j] - c3 * y
+            y = np.conj(y)
+            energy += (square(x0) + square(x1)) + (square(x2) + square(x3))
+            z0 += x0 * y
+            z1 += x1 * y
+            z2 += x2 * y
+            z3 += x3 * y
         rest += energy
-        gradient += square(z)
-        g[i] = z
+        gradient += (square(z0) + square(z1)) + (square(z2) + square(z3))
+        g[i], g[i + 1], g[i + 2], g[i + 3] = z0, z1, z2, z3
+    for i in range(four, small):
+        c0, energy, z0 = u[i], square(zero), zero
+        for j in range(large):
+            x0 = block[i, j] - c0 * w[j]
+            energy += square(x0)
+            z0 += x0 * np.conj(w[j])
+        rest += energy
+        gradient += square(z0)
+        g[i] = z0
     return length(w) ** 2, rest, gradient
 
 
 @compiled
-def _gram(block, pitch, large, power):
+def _gram(block, large, power):
     """Gram matrix of the rows, divided by its trace; returns the logarithm of that."""
     small, trace = len(power), 0.0
     for i in range(small):
-        x, column = block[i * pitch : i * pitch + large], power[i, i:]
-        _products(block[i * pitch :], pitch, large, x, column)
+        _products(block, i, large, block[i], power[i, i:])
         for k in range(i, small):
             power[k, i] = power[i, k]
             power[i, k] = np.conj(power[i, k])
@@ -222,7 +261,7 @@ def _outside(power, u, g, times, logarithm, eps):
 
 
 @compiled
-def power_iteration(block, pitch, large, u, w, g, power, spare, tolerance, eps, lower):
+def power_iteration(block, large, u, w, g, power, spare, tolerance, eps, lower):
     """Rank one by power iteration, proved: block ~ u w with a unit vector u; returns the squared residual or UNPROVED.
 
     With `lower`, what may be missing is taken off the residual: no approximation has a smaller one.
@@ -231,15 +270,12 @@ def power_iteration(block, pitch, large, u, w, g, power, spare, tolerance, eps, 
     than the largest eigenvalue of the Gram matrix outside u: see `solvers.top_vector`. For h serves the residual, and
     for small blocks where that does not do, powers of the Gram matrix: they are better proofs and longer strides.
     """
-    small, total, largest, best = len(u), 0.0, -1.0, 0
+    small, total, best = len(u), 0.0, 0
+    _energies(block, large, g)
     for i in range(small):
-        row = block[i * pitch : i * pitch + large]
-        energy = square(row[0] * 0)
-        for j in range(large):
-            energy += square(row[j])
-        total += energy
-        if energy > largest:
-            largest, best = np.float64(energy), i
+        total += g[i].real
+        if g[i].real > g[best].real:
+            best = i
     if not total > 0:
         for i in range(small):
             u[i] = 0
@@ -247,11 +283,10 @@ def power_iteration(block, pitch, large, u, w, g, power, spare, tolerance, eps, 
         for j in range(large):
             w[j] = 0
         return 0.0
-    start = block[best * pitch : best * pitch + large]
-    _products(block, pitch, large, start, u)
+    _products(block, 0, large, block[best], u)
     floor, times, logarithm, patience = (16 * eps) ** 2, -1, 0.0, PATIENCE
     for turn in range(ROUNDS):
-        theta, rest, gradient = _look(block, pitch, large, u, w, g)
+        theta, rest, gradient = _look(block, large, u, w, g)
         h = rest
         if times >= 0:
             h = min(rest, _outside(power, u, spare[0], times, logarithm, eps))
@@ -263,7 +298,7 @@ def power_iteration(block, pitch, large, u, w, g, power, spare, tolerance, eps, 
             if len(power) < small or 2.0**times * 64 * small * eps > 1:
                 return UNPROVED
             logarithm *= 2
-            logarithm += _gram(block, pitch, large, power) if times < 0 else _square_up(power, spare)
+            logarithm += _gram(block, large, power) if times < 0 else _square_up(power, spare)
             times += 1
             _outside(power, u, g, times, logarithm, eps)
             for i in range(small):

@@ -103,11 +103,11 @@ def _cut(values, work, step, tails, write, tolerance, eps, scratch):
                 x = at + n * columns
                 tail = two_rows(node[x : x + large], node[x + stride : x + stride + large], u, w)
             else:
-                block = scratch[n * small * pitch : (n + 1) * small * pitch]
+                block, _ = _array(scratch, n * small * pitch, small, pitch)
                 if small == 2:
-                    tail = two_rows(block[:large], block[pitch : pitch + large], u, w)
+                    tail = two_rows(block[0, :large], block[1, :large], u, w)
                 else:
-                    tail = power_iteration(block, pitch, large, u, w, gs[0], power, spare, tolerance, eps, not write)
+                    tail = power_iteration(block, large, u, w, gs[0], power, spare, tolerance, eps, not write)
                     unproved += tail == UNPROVED
             tails[tail_at + ((i * c1 + first + n) * b2 + ib) * d + k] = tail
             if write and weight == BOTH:

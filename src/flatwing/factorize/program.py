@@ -17,6 +17,7 @@ from ..structure.pattern import Pattern
 from ..structure.split import Split
 from .butterfly import split_at
 from .order import schedule
+from .story import Places
 
 # Kinds of steps, and who carries the weight after a cut; `compiled_steps.py` counts in the same way.
 CUT, TAILS, TO_RIGHT, TO_LEFT, SIGNS, MULTIPLY, RESIDUAL = range(7)
@@ -52,7 +53,7 @@ class Program:
 
     steps: tuple[Step, ...]
     factors: tuple[tuple[int, Pattern], ...]
-    tails: tuple[tuple[int, int, tuple[int, int]], ...]
+    tails: Places
     """(split, place, shape) of each cut in the order in which they are made; a residual comes last, as split 0."""
     entries: int
     numbers: int
