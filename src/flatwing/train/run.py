@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +23,7 @@ from .evaluate import measure
 from .folder import BOARD, CHECKPOINT, METRICS, MODEL, RESULT, RunFolder
 from .logs import JsonLines, TensorBoard
 from .loop import fit
-from .models import MODELS, Model, build_model
+from .models import Model, build_model, sizes_for, twin
 from .optimizers import make_optimizer
 from .portions import to_device
 from .recipe import Recipe
@@ -65,7 +64,7 @@ def make_parts(recipe: Recipe, device: torch.device | None = None) -> Parts:
     if run.batch_size < 1:
         raise ValueError(f"run.batch_size is {run.batch_size}. Rule: a whole number, at least 1.")
     data = open_data(recipe.data.name, **recipe.data.options)
-    sizes = _filled(recipe, data)
+    sizes = sizes_for(recipe.model.name, data) | recipe.model.sizes
     with torch.random.fork_rng([]):
         torch.manual_seed(run.seed)
         model = build_model(recipe.model.name, sizes).to(device or "cpu")
@@ -114,6 +113,8 @@ def _run(
 ) -> Outcome:
     run, data, model = recipe.run, parts.data, parts.model
     first = rank() == 0
+    # FSDP changes the class of the model that it shards
+    alone = twin(model) if launched() and run.parallel == "fsdp" else model
     per_step = run.batch_size * (data.shape[0] if data.task == "lm" else 1)
     hooks: list[Callback] = [*callbacks]
     if recipe.guard is not None:
@@ -168,21 +169,10 @@ def _run(
     weights = whole_weights(model)
     result = _result(recipe, parts, name, metrics, measured, perf_counter() - started, per_step)
     if first:
-        alone = build_model(recipe.model.name, model.config())
         alone.load_state_dict(weights)
         save_model(folder / MODEL, alone, recipe.flat())
         folder.write_json(RESULT, result)
     return Outcome(str(folder.path), step, parts.steps, result)
-
-
-def _filled(recipe: Recipe, data: Dataset) -> dict[str, Any]:
-    """The sizes of the model, with those that follow from the data where the recipe leaves them open."""
-    architecture = MODELS[recipe.model.name]
-    said = {"classes": data.classes}
-    if data.task == "lm":
-        said = {"vocab": data.classes, "context": data.shape[0]}
-    known = inspect.signature(architecture).parameters
-    return {key: value for key, value in said.items() if key in known} | recipe.model.sizes
 
 
 def _optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:

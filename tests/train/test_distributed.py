@@ -1,0 +1,94 @@
+"""Several ranks train as one process does, whatever shares the work, and go on where another number of ranks stopped."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from distributed import run_ranks
+from torch import nn
+
+from flatwing.train import DigitsMLP, fit
+from flatwing.train.callbacks import Callback, Training
+from flatwing.train.distributed import whole_weights
+
+X = torch.randn(60, 64, generator=torch.Generator().manual_seed(1))
+Y = (X @ torch.randn(64, 10, generator=torch.Generator().manual_seed(2))).argmax(1)
+STEPS = 6
+
+
+def draw(step: int, generator: torch.Generator) -> torch.Tensor:
+    return torch.randint(60, (11 if step % 2 else 16,), generator=generator)  # 11: the ranks get different numbers
+
+
+def mlp() -> DigitsMLP:
+    torch.manual_seed(3)
+    return DigitsMLP(width=12, depth=2)  # 12 rows: shards of 4 ranks are equal, those of the head (10) are not
+
+
+class Stop(Callback):
+    """Ends the run after a step, on rank 0 alone."""
+
+    def __init__(self, after: int, rank: int) -> None:
+        self.after, self.rank = after, rank
+
+    def on_metric(self, training: Training, metric: dict[str, Any]) -> None:
+        training.stop = self.rank == 0 and metric["step"] == self.after
+
+
+def train(parallel: str, checkpoint: str | None = None, stop: int | None = None, rank: int = 0, **more: Any) -> Any:
+    model = mlp()
+    settings = {"steps": STEPS, "lr": 0.01, "micro_batch": 3, "clip": 0.5, "weight_decay": 0.1} | more
+    metrics = fit(
+        model,
+        draw,
+        fetch=lambda rows: (X[rows], Y[rows]),
+        evaluate=lambda m: nn.functional.cross_entropy(m(X), Y).item(),
+        every=3,
+        parallel=parallel,
+        checkpoint=checkpoint,
+        callbacks=[] if stop is None else [Stop(stop, rank)],
+        **settings,
+    )
+    weights = {name: tensor.detach() for name, tensor in whole_weights(model).items()}
+    return weights, metrics
+
+
+def several(rank: int, world: int, folder: str) -> dict[str, Any]:
+    """All that is asked of a number of ranks, for starting them takes seconds."""
+    found: dict[str, Any] = {}
+    for parallel in ("ddp", "fsdp"):
+        for optimizer in ("AdamW", "Muon"):
+            found[f"{parallel} {optimizer}"] = train(parallel, optimizer=optimizer, keep="best")
+        path = f"{folder}/{parallel}-{world}.safetensors"
+        found[f"{parallel} stopped"] = train(parallel, path, stop=4, rank=rank)
+        found[f"{parallel} bf16"] = train(parallel, precision="bf16")
+    found["resumed"] = train("fsdp", f"{folder}/one.safetensors")
+    return found
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_ranks_train_as_one_process_and_share_checkpoints(tmp_path: Path, world: int) -> None:
+    train("none", str(tmp_path / "one.safetensors"), stop=4)
+    first, *others = run_ranks(several, world, str(tmp_path))
+    for other in others:
+        assert all(other[key][1] == first[key][1] for key in first)  # all ranks see the same metrics
+
+    for optimizer in ("AdamW", "Muon"):
+        expected = train("none", optimizer=optimizer, keep="best")
+        for parallel in ("ddp", "fsdp"):
+            # Muon's matrix sign is computed in bfloat16, which turns last bits of a gradient into its own last bits
+            assert_close(first[f"{parallel} {optimizer}"], expected, 1e-3 if optimizer == "Muon" else 1e-5)
+    expected = train("none")
+    for parallel in ("ddp", "fsdp"):
+        assert [m["step"] for m in first[f"{parallel} stopped"][1]] == [0, 1, 2, 3, 4]
+        assert_close(train("none", str(tmp_path / f"{parallel}-{world}.safetensors")), expected, 1e-5)
+        assert_close(first[f"{parallel} bf16"], train("none", precision="bf16"), 2e-2)
+    assert_close(first["resumed"], expected, 1e-5)
+
+
+def assert_close(found: Any, expected: Any, tolerance: float) -> None:
+    torch.testing.assert_close(found[0], expected[0], rtol=0, atol=tolerance)
+    assert [m.keys() for m in found[1]] == [m.keys() for m in expected[1]]
+    for mine, wanted in zip(found[1], expected[1], strict=True):
+        assert mine == pytest.approx(wanted, rel=max(1e-4, tolerance), abs=max(1e-5, tolerance))
