@@ -6,21 +6,31 @@ import pytest
 import torch
 from torch import nn
 
-from flatwing.train import MODELS, ByteLM, DigitsMLP, DigitsViT, Model, architecture_of, build_model
+from flatwing.data import Dataset, Rows, Splits, open_data
+from flatwing.train import MODELS, ByteLM, DigitsMLP, DigitsViT, Model, architecture_of, build_model, sizes_for
 
 SMALL = {
-    "digits-vit": {"width": 16, "depth": 1, "heads": 2, "mlp": 2, "patch": 4},
-    "digits-mlp": {"width": 8, "depth": 3},
     "byte-lm": {"width": 16, "depth": 1, "heads": 2, "mlp": 2, "context": 12, "vocab": 20},
-}
+    "cnn": {"side": 8, "width": 4, "depth": 2, "hidden": 12, "classes": 5},
+    "digits-mlp": {"width": 8, "depth": 3},
+    "digits-vit": {"width": 16, "depth": 1, "heads": 2, "mlp": 2, "patch": 4},
+    "linear": {"inputs": 64, "classes": 3, "bias": False},
+    "llama": {
+        "vocab": 20, "width": 16, "depth": 2, "heads": 4, "kv_heads": 2, "hidden": 24, "context": 12, "tied": True
+    },
+    "mlp": {"inputs": 64, "width": 8, "depth": 3, "classes": 4},
+    "vit": {"side": 8, "width": 16, "depth": 1, "heads": 2, "mlp": 2, "patch": 4, "classes": 3},
+}  # fmt: skip
+LM = ["byte-lm", "llama"]
 
 
 def example_input(model: Model) -> torch.Tensor:
-    return torch.randint(20, (3, 12)) if isinstance(model, ByteLM) else torch.rand(3, 64)
+    return torch.randint(20, (3, 12)) if model.task == "lm" else torch.rand(3, 64)
 
 
 def test_names_are_frozen() -> None:
-    assert list(MODELS) == ["digits-vit", "digits-mlp", "byte-lm"]
+    assert sorted(MODELS) == sorted(SMALL)
+    assert [name for name in MODELS if MODELS[name].task == "lm"] == LM
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -54,16 +64,18 @@ def test_byte_lm_is_large_enough_and_mostly_linear() -> None:
     assert linear > 0.9 * total
 
 
-def test_byte_lm_predicts_from_the_past_alone() -> None:
-    model, tokens = ByteLM(**SMALL["byte-lm"]), torch.randint(20, (1, 12))
+@pytest.mark.parametrize("name", LM)
+def test_decoders_predict_from_the_past_alone(name: str) -> None:
+    model, tokens = build_model(name, SMALL[name]), torch.randint(20, (1, 12))
     changed = tokens.clone()
     changed[0, -1] = (tokens[0, -1] + 1) % 20
     assert torch.equal(model(tokens)[:, :-1], model(changed)[:, :-1])
 
 
-def test_byte_lm_refuses_a_text_longer_than_its_context() -> None:
+@pytest.mark.parametrize("name", LM)
+def test_decoders_refuse_a_text_longer_than_their_context(name: str) -> None:
     with pytest.raises(ValueError, match=r"13 tokens. Rule: at most the context, 12"):
-        ByteLM(**SMALL["byte-lm"])(torch.zeros(1, 13, dtype=torch.long))
+        build_model(name, SMALL[name])(torch.zeros(1, 13, dtype=torch.long))
 
 
 def test_vit_knows_where_a_patch_is() -> None:
@@ -96,8 +108,75 @@ def test_sizes_that_are_not_counts_are_refused(value: object) -> None:
         DigitsMLP.from_config({"width": value})
 
 
+def test_flags_are_true_or_false() -> None:
+    assert build_model("linear", {"bias": False}).config()["bias"] is False
+    with pytest.raises(ValueError, match=r"tied is 1. Rule: true or false"):
+        build_model("llama", {"tied": 1})
+    with pytest.raises(ValueError, match=r"depth is True. Rule: a whole number, at least 1"):
+        build_model("llama", {"depth": True})
+
+
+def test_general_models_are_the_ones_for_digits_at_other_sizes() -> None:
+    for digits, general, more in (("digits-mlp", "mlp", {"inputs": 64}), ("digits-vit", "vit", {"side": 8})):
+        small = SMALL[digits]
+        torch.manual_seed(1)
+        model = build_model(digits, small)
+        torch.manual_seed(1)
+        other = build_model(general, small | more | {"classes": 10})
+        x = torch.rand(3, 64)
+        assert torch.equal(model(x), other(x))
+
+
+def test_sizes_follow_from_the_data() -> None:
+    digits, python = open_data("digits"), open_data("python", length=64, vocab=128)
+    assert sizes_for("digits-vit", digits) == {}
+    assert sizes_for("mlp", digits) == sizes_for("linear", digits) == {"inputs": 64, "classes": 10}
+    assert sizes_for("vit", digits) == sizes_for("cnn", digits) == {"side": 8, "classes": 10}
+    assert sizes_for("byte-lm", python) == {"vocab": 128, "context": 64}
+    for name in MODELS:
+        data = python if name in LM else digits
+        model = build_model(name, sizes_for(name, data))
+        x, y = data.take(torch.arange(2))
+        assert model(x).shape == (*y.shape, data.classes)
+
+
+@pytest.mark.parametrize("shape", [(9,), (3, 3), (1, 3, 3), (3, 3, 1)])
+def test_images_are_squares_however_they_lie(shape: tuple[int, ...]) -> None:
+    data = rows_of(shape)
+    assert sizes_for("cnn", data) == {"side": 3, "classes": 2}
+    assert build_model("cnn", sizes_for("cnn", data) | {"depth": 1})(data.take(torch.arange(4))[0]).shape == (4, 2)
+
+
+def rows_of(shape: tuple[int, ...]) -> Dataset:
+    rows = Rows(torch.rand(4, *shape), torch.tensor([0, 1, 0, 1]))
+    return Dataset("mine", "classification", Splits(rows, rows, rows), shape, 2)
+
+
+def test_data_that_do_not_fit_are_refused() -> None:
+    for shape in ((8,), (2, 8), (4, 4, 4)):
+        with pytest.raises(ValueError, match=r"model 'cnn' is for squares, one sample of 'mine' is \("):
+            sizes_for("cnn", rows_of(shape))
+    assert sizes_for("mlp", rows_of((2, 8))) == {"inputs": 16, "classes": 2}
+    with pytest.raises(ValueError, match=r"model 'llama' is for 'lm', data 'mine' are 'classification'. Take .*'?cnn"):
+        sizes_for("llama", rows_of((4,)))
+    for name in ("linear", "mlp", "vit", "cnn", "digits-mlp"):
+        with pytest.raises(ValueError, match=r"x has shape \(64, 63\): 63 numbers in a row. Rule: 64"):
+            build_model(name, {})(torch.zeros(64, 63))  # 63 rows of 64 would be another batch
+
+
+def test_cnn_logits_do_not_depend_on_the_batch() -> None:
+    model, x = build_model("cnn", {}), torch.rand(6, 64)
+    torch.testing.assert_close(model(x)[:2], model(x[:2]))
+
+
+def test_cnn_refuses_more_pooling_than_pixels() -> None:
+    build_model("cnn", {"side": 8, "depth": 3})
+    with pytest.raises(ValueError, match=r"depth is 4 for side 8. Rule: .*Nearest good value: 3"):
+        build_model("cnn", {"side": 8, "depth": 4})
+
+
 def test_patch_that_does_not_divide_is_refused() -> None:
-    with pytest.raises(ValueError, match="patch is 3"):
+    with pytest.raises(ValueError, match=r"patch is 3.*Nearest good value: 4"):
         DigitsViT(patch=3)
 
 

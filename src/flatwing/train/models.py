@@ -1,157 +1,82 @@
-"""The built-in models, by name: a vision transformer and an MLP for digits, a language model for bytes."""
+"""The built-in models by name, with the sizes that data ask for, dense or structured."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from itertools import pairwise
-from math import sqrt
-from typing import Any, final
+from math import isqrt, prod
+from typing import Any
 
-import torch
-from jaxtyping import Float, Int
 from torch import nn
-from torch.nn import functional as F
-from typing_extensions import override
 
-from ..core import Registry
-from .block import Block
+from ..data import Dataset
+from .architecture import MODELS as MODELS
+from .architecture import Model as Model
+from .decoder import ByteLM as ByteLM
+from .decoder import Llama as Llama
+from .structured import layers_of, put_layers, structured
+from .vision import CNN as CNN
+from .vision import MLP as MLP
+from .vision import DigitsMLP as DigitsMLP
+from .vision import DigitsViT as DigitsViT
+from .vision import LinearClassifier as LinearClassifier
+from .vision import ViT as ViT
 
-SIDE, PIXELS, CLASSES = 8, 64, 10  # of the digits
-
-
-class Model(nn.Module):
-    """A network that can say how it was made.
-
-    Law: `type(model).from_config(model.config())` has the same modules and shapes; `config()` survives JSON.
-    """
-
-    def __init__(self, **sizes: int) -> None:
-        super().__init__()
-        for name, size in sizes.items():
-            if size < 1:
-                raise ValueError(f"{name} is {size}. Rule: a whole number, at least 1.")
-        self._sizes = sizes
-
-    def config(self) -> dict[str, int]:
-        """The arguments this model was made with."""
-        return dict(self._sizes)
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> Model:
-        """A new, untrained model; raises `ValueError` for an argument that the architecture does not have."""
-        known = Registry[str](f"argument of {cls.__name__}")
-        for name in inspect.signature(cls).parameters:
-            known.register(name)(name)
-        for name, size in config.items():
-            if type(size) is not int:
-                raise ValueError(f"{known[name]} is {size!r}. Rule: a whole number, at least 1.")
-        return cls(**{known[name]: size for name, size in config.items()})
-
-
-MODELS: Registry[type[Model]] = Registry("architecture")
-
-
-@final
-@MODELS.register("digits-vit")
-class DigitsViT(Model):
-    """Vision transformer for 8 x 8 images: (batch, 64) pixels in [0, 1] to (batch, 10) logits.
-
-    Patches of patch x patch pixels become tokens with learned positions; the mean over tokens is classified.
-
-    >>> DigitsViT(width=16, depth=1, heads=2)(torch.zeros(3, 64)).shape
-    torch.Size([3, 10])
-    """
-
-    def __init__(self, width: int = 64, depth: int = 4, heads: int = 4, mlp: int = 4, patch: int = 2) -> None:
-        super().__init__(width=width, depth=depth, heads=heads, mlp=mlp, patch=patch)
-        if SIDE % patch:
-            raise ValueError(
-                f"patch is {patch}. Rule: it divides the side of the image, {SIDE}. Nearest good value: 2."
-            )
-        self.patch = patch
-        self.embed = nn.Linear(patch * patch, width)
-        self.positions = nn.Parameter(torch.randn((SIDE // patch) ** 2, width) / sqrt(width))
-        self.blocks = nn.ModuleList(Block(width, heads, mlp, bias=True) for _ in range(depth))
-        self.norm = nn.RMSNorm(width)
-        self.head = nn.Linear(width, CLASSES)
-
-    @override
-    def forward(self, x: Float[torch.Tensor, "batch 64"]) -> Float[torch.Tensor, "batch 10"]:
-        """Logits of the ten digits."""
-        rows, p = SIDE // self.patch, self.patch
-        patches = x.reshape(-1, rows, p, rows, p).transpose(2, 3).reshape(-1, rows * rows, p * p)
-        h = self.embed(patches) + self.positions
-        for block in self.blocks:
-            h = block(h)
-        return self.head(self.norm(h).mean(dim=1))
-
-
-@final
-@MODELS.register("digits-mlp")
-class DigitsMLP(Model):
-    """Perceptron with `depth` hidden layers for 8 x 8 images: (batch, 64) pixels in [0, 1] to (batch, 10) logits.
-
-    >>> DigitsMLP(width=16)(torch.zeros(3, 64)).shape
-    torch.Size([3, 10])
-    """
-
-    def __init__(self, width: int = 256, depth: int = 2) -> None:
-        super().__init__(width=width, depth=depth)
-        sides = [PIXELS] + [width] * depth
-        self.layers = nn.ModuleList(nn.Linear(n, m) for n, m in pairwise(sides))
-        self.head = nn.Linear(width, CLASSES)
-
-    @override
-    def forward(self, x: Float[torch.Tensor, "batch 64"]) -> Float[torch.Tensor, "batch 10"]:
-        """Logits of the ten digits."""
-        for layer in self.layers:
-            x = F.gelu(layer(x))
-        return self.head(x)
-
-
-@final
-@MODELS.register("byte-lm")
-class ByteLM(Model):
-    """Decoder that predicts the next byte: tokens (batch, length) to logits (batch, length, vocab).
-
-    1.2 million parameters with the default sizes, 95 % of them in the linear layers of the blocks. Raises `ValueError`
-    for a text longer than the context.
-
-    >>> ByteLM(width=16, depth=1, heads=2)(torch.zeros(2, 5, dtype=torch.long)).shape
-    torch.Size([2, 5, 256])
-    """
-
-    def __init__(
-        self, width: int = 128, depth: int = 6, heads: int = 4, mlp: int = 4, context: int = 128, vocab: int = 256
-    ) -> None:
-        super().__init__(width=width, depth=depth, heads=heads, mlp=mlp, context=context, vocab=vocab)
-        self.context = context
-        self.embed = nn.Embedding(vocab, width)
-        self.blocks = nn.ModuleList(Block(width, heads, mlp, causal=True) for _ in range(depth))
-        self.norm = nn.RMSNorm(width)
-        self.head = nn.Linear(width, vocab, bias=False)
-
-    @override
-    def forward(self, tokens: Int[torch.Tensor, "batch length"]) -> Float[torch.Tensor, "batch length vocab"]:
-        """Logits of the byte that follows each position."""
-        if tokens.shape[1] > self.context:
-            raise ValueError(
-                f"the text has {tokens.shape[1]} tokens. Rule: at most the context, {self.context}. Cut it into chunks."
-            )
-        h = self.embed(tokens)
-        for block in self.blocks:
-            h = block(h)
-        return self.head(self.norm(h))
+STRUCTURE = ("structure", "budget")  # keys of a configuration that are no sizes
 
 
 def build_model(name: str, config: Mapping[str, Any]) -> Model:
     """The built-in architecture `name` with the sizes of `config`, untrained; unknown names raise `ValueError`.
 
+    The key "structure", such as "monarch(blocks=4)", or "budget", a share of the parameters, gives the model structured
+    layers instead of dense ones (its heads stay dense): see `structured`.
+
     >>> build_model("digits-mlp", {"width": 8, "depth": 1})
     DigitsMLP(...)
+    >>> build_model("digits-mlp", {"width": 64, "budget": 0.25}).layers[0]
+    StructuredLinear(Chain.parse('(1,8,8,8)(8,8,8,1)'), bias=True)
     """
-    return MODELS[name].from_config(config)
+    how = {key: config[key] for key in STRUCTURE if key in config}
+    model = MODELS[name].from_config({key: value for key, value in config.items() if key not in how})
+    if how:
+        structured(model, **how)
+    return model
+
+
+def twin(model: Model) -> Model:
+    """An untrained model of the same architecture and sizes, with the same structured layers, in training mode.
+
+    >>> twin(build_model("digits-mlp", {"width": 64, "budget": 0.25})).layers[0].nnz
+    1024
+    """
+    made = type(model).from_config(model.config())
+    put_layers(made, layers_of(model))
+    return made
+
+
+def sizes_for(name: str, data: Dataset) -> dict[str, int]:
+    """The sizes of the architecture `name` that follow from data: classes, inputs or side, vocab and context.
+
+    Raises `ValueError` for data of another task, and where an architecture for squares is to see other images.
+
+    >>> from flatwing.data import open_data
+    >>> sizes_for("cnn", open_data("digits")), sizes_for("llama", open_data("python", length=64, vocab=128))
+    ({'side': 8, 'classes': 10}, {'vocab': 128, 'context': 64})
+    """
+    kind = MODELS[name]
+    if kind.task != data.task:
+        fitting = ", ".join(other for other, model in MODELS.items() if model.task == data.task)
+        raise ValueError(f"model {name!r} is for {kind.task!r}, data {data.name!r} are {data.task!r}. Take {fitting}.")
+    known = inspect.signature(kind).parameters
+    if data.task == "lm":
+        said = {"vocab": data.classes, "context": data.shape[0]}
+    else:
+        pixels = prod(data.shape)
+        said = {"inputs": pixels, "side": isqrt(pixels), "classes": data.classes}
+        images = [size for size in data.shape if size > 1]  # a channel of one is no dimension of the picture
+        if "side" in known and (isqrt(pixels) ** 2 != pixels or images[1:] not in ([], images[:1])):
+            raise ValueError(f"model {name!r} is for squares, one sample of {data.name!r} is {data.shape}. Take 'mlp'.")
+    return {size: said[size] for size in known if size in said}
 
 
 def architecture_of(model: nn.Module) -> str | None:

@@ -15,6 +15,7 @@ from torch import nn
 
 from ..core import replacing
 from .models import Model, architecture_of, build_model
+from .structured import layers_of, put_layers
 
 WEIGHTS = "flatwing.weights.1"
 
@@ -51,14 +52,16 @@ def load_tensors(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, tor
 
 
 def save_model(path: str | os.PathLike[str], model: Model, recipe: Mapping[str, Any] | None = None) -> None:
-    """Weights, name and sizes of a built-in model in one safetensors file; `load_model` gives the model back.
+    """Weights, name, sizes and structured layers of a built-in model in one safetensors file, for `load_model`.
 
     `recipe` says how it was trained, in what JSON can hold. Raises `ValueError` for a class that is not in `MODELS`.
     """
     name = architecture_of(model)
     if name is None:
         raise ValueError(f"{type(model).__name__} is not a built-in architecture. Rule: one of flatwing.train.MODELS.")
-    notes = {"architecture": name, "config": model.config(), "recipe": dict(recipe or {})}
+    notes: dict[str, Any] = {"architecture": name, "config": model.config(), "recipe": dict(recipe or {})}
+    if layers := layers_of(model):
+        notes["layers"] = layers
     save_tensors(path, model.state_dict(), notes, WEIGHTS)
 
 
@@ -76,6 +79,7 @@ def load_model(path: str | os.PathLike[str], recipe: Mapping[str, Any] | None = 
             )
     try:
         model = build_model(notes["architecture"], notes["config"])
+        put_layers(model, notes.get("layers", {}))
         load_weights(model, tensors)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{str(path)!r} holds no built-in model: {error}") from error
