@@ -1,0 +1,159 @@
+"""Progressive rescaling against the rates of its theory and against gradient descent."""
+
+from collections.abc import Callable, Iterator
+from itertools import islice
+from math import log, sqrt
+
+import numpy as np
+import pytest
+from scipy.optimize import minimize
+from sklearn.datasets import load_digits
+
+from flatwing.optim.margin import Rows, margin, widest_margin
+from flatwing.optim.prgd import at, gd, normalized_gd, prgd
+
+HALF = 0.5
+THREE = np.array([[HALF, sqrt(0.75)], [HALF, -sqrt(0.75)], [HALF, sqrt(0.75)]])  # widest: (1, 0), margin 1/2
+# normal samples labelled by a random direction; here ten rows support the margin, so they determine its direction
+SPANNED = 77
+
+
+def random_problem(seed: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((40, 10))
+    z = np.sign(x @ rng.standard_normal(10))[:, None] * x
+    return z / np.linalg.norm(z, axis=1).max()
+
+
+def digit_pair(a: int, b: int) -> np.ndarray:
+    images, labels = load_digits(return_X_y=True)
+    of = (labels == a) | (labels == b)
+    z = np.where(labels[of] == a, 1.0, -1.0)[:, None] * images[of]
+    return z / np.linalg.norm(z, axis=1).max()
+
+
+def error(w: np.ndarray, best: np.ndarray) -> float:
+    return float(np.linalg.norm(w / np.linalg.norm(w) - best))
+
+
+def errors(run: Iterator[np.ndarray], *steps: int) -> list[float]:
+    return [error(w, np.array([1.0, 0.0])) for w in at(run, *steps)]
+
+
+def test_normalized_descent_is_at_its_constant_over_t() -> None:
+    constant = log(2) / (2 * sqrt(0.75) * HALF)  # of the error times t, with step 1
+    for t, distance in zip((100, 400, 2000), errors(normalized_gd(THREE), 100, 400, 2000), strict=True):
+        assert distance * t == pytest.approx(constant, rel=0.01)
+
+
+def test_gradient_descent_is_at_one_over_log_t() -> None:
+    early, middle, late = (1 / distance for distance in errors(gd(THREE), 200, 2000, 20_000))
+    assert 1 / middle == pytest.approx(3.2e-2, rel=0.05)
+    assert late - middle == pytest.approx(middle - early, rel=0.02)  # a tenfold number of steps adds the same again
+
+
+def test_the_published_schedule_is_exponential_where_its_condition_holds() -> None:
+    distances = errors(prgd(THREE, schedule="exp"), 300, 500, 800)
+    assert distances[1] / distances[0] == pytest.approx(1.2**-40, rel=0.1)
+    assert distances[2] < 1e-12
+
+
+def test_the_polynomial_schedule_is_at_its_power() -> None:
+    early, late = errors(prgd(THREE, schedule="poly", growth=1.2), 600, 5100)
+    assert late / early == pytest.approx(10.0**-1.2, rel=0.1)
+
+
+def test_the_adaptive_schedule_is_exponential_too() -> None:
+    distances = errors(prgd(THREE), 200, 400)
+    assert distances[1] < 1e-3 * distances[0]
+
+
+def test_ten_decades_where_normalized_descent_gains_one() -> None:
+    z = random_problem(SPANNED)
+    best = widest_margin(z)
+    assert best.gap < 1e-12
+    (slow,), (fast,), (frozen,) = at(normalized_gd(z), 40_000), at(prgd(z), 40_000), at(prgd(z, schedule="exp"), 4000)
+    assert error(fast, best.w) <= 1e-9
+    assert error(slow, best.w) >= 1e-3
+    assert error(frozen, best.w) > 5e-2
+
+
+@pytest.mark.parametrize("pair", [(0, 1), (4, 9), (3, 8)])
+def test_on_digits_the_gap_is_a_fifth_at_most(pair: tuple[int, int]) -> None:
+    z = digit_pair(*pair)
+    bound = widest_margin(z).bound  # proved: no direction has a wider margin
+    for steps in (4000, 20_000):
+        (slow,), (fast,) = at(normalized_gd(z), steps), at(prgd(z), steps)
+        assert 0 < bound - margin(z, fast) <= (bound - margin(z, slow)) / 5
+        assert error(fast, widest_margin(z).w) < error(slow, widest_margin(z).w)
+
+
+def test_margins_never_pass_the_widest() -> None:
+    z = random_problem(0)
+    widest = widest_margin(z).bound
+    assert all(margin(z, w) <= widest * (1 + 1e-12) for w in islice(prgd(z), 150, 3000, 50))
+
+
+@pytest.mark.parametrize("schedule", ["adaptive", "exp", "poly"])
+def test_a_capped_radius_keeps_what_was_reached(schedule: str) -> None:
+    run = prgd(THREE, schedule=schedule, growth=8.0, radius_cap=1e10)
+    (then, now) = at(run, 3000, 6000)
+    assert np.isfinite(now).all()
+    assert np.linalg.norm(now) == pytest.approx(1e10, rel=1e-9)
+    assert error(now, np.array([1.0, 0.0])) <= error(then, np.array([1.0, 0.0])) + 1e-15
+
+
+def test_until_the_data_is_separated_the_steps_are_normalized_descent() -> None:
+    z = random_problem(1)
+    slow, fast = at(normalized_gd(z), 3, 40), at(prgd(z, warmup=1), 3, 40)
+    assert margin(z, slow[1]) < 0
+    for a, b in zip(slow, fast, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_where_nothing_separates_the_loss_still_falls_to_its_minimum() -> None:
+    hull = Rows(np.vstack([random_problem(0), -random_problem(0)[:3]]))
+    least = minimize(lambda w: (hull.soft(w).log_loss, -hull.soft(w).point), np.zeros(10), jac=True, tol=1e-9).fun
+    losses = [hull.soft(w).log_loss for w in at(prgd(hull), 100, 1000, 5000)]
+    assert losses[0] > losses[1] > losses[2] > least
+    assert losses[2] == pytest.approx(least, abs=0.05)
+
+
+def test_scale_and_step_trade() -> None:
+    z = random_problem(3)
+    (one,), (two,) = at(prgd(z, 1.0), 700), at(prgd(1024 * z, 2.0**-20), 700)
+    np.testing.assert_allclose(two * 1024, one, rtol=1e-9)
+
+
+def test_one_run_is_the_same_as_another() -> None:
+    z = random_problem(4)
+    np.testing.assert_array_equal(at(prgd(z), 500)[0], at(prgd(z), 100, 500)[1])
+
+
+@pytest.mark.parametrize("make", [gd, normalized_gd, prgd])
+@pytest.mark.parametrize("lr", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_bad_step_is_refused_at_the_call(make: Callable[..., Iterator[np.ndarray]], lr: float) -> None:
+    with pytest.raises(ValueError, match=r"lr is .* Rule: positive and finite"):
+        make(THREE, lr)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"schedule": "expo"}, "schedule is 'expo'. Rule: one of adaptive, exp, poly"),
+        ({"growth": 1.0}, "growth is 1.0. Rule: above 1"),
+        ({"schedule": "poly", "growth": 0.0}, "growth is 0.0"),
+        ({"cycle": 1}, "cycle is 1, warmup 100. Rule"),
+        ({"warmup": 0}, "cycle is 5, warmup 0. Rule"),
+        ({"share": 0.0}, "share is 0.0"),
+        ({"radius_cap": float("inf")}, "radius_cap is inf"),
+    ],
+)
+def test_bad_settings_are_refused_at_the_call(settings: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        prgd(THREE, **settings)
+
+
+def test_steps_are_in_order() -> None:
+    with pytest.raises(ValueError, match=r"steps are \(3, 3\). Rule: increasing"):
+        at(gd(THREE), 3, 3)
