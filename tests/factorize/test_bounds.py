@@ -10,6 +10,7 @@ from cases import by_formula, explicit_tails, explicit_tree_bound, random_chain,
 from flatwing import Chain
 from flatwing.factorize import bounds
 from flatwing.factorize.bounds import gram_tails, gram_tails_by_eigenvalues, matrix_tails, tails_by_residual, tree_bound
+from flatwing.factorize.story import Story
 from flatwing.structure.factor import extract
 from flatwing.structure.split import Split
 
@@ -81,7 +82,7 @@ def test_tree_bound_is_its_recursion() -> None:
     for chain in chains(60):
         splits = splits_of(chain)
         tails = [torch.rand(split.regions, dtype=torch.float64, generator=rng) ** 4 for split in splits]
-        found = tree_bound([t.numpy() for t in tails])
+        found = tree_bound(Story.of({s: t.numpy() for s, t in enumerate(tails)}))
         assert found.shape == (splits[0].regions[0], splits[-1].regions[1])
         assert float(found.sum()) == pytest.approx(explicit_tree_bound(chain, [t.numpy() for t in tails]), rel=1e-12)
         assert all(float(found.sum()) >= float(t.sum()) * (1 - 1e-12) for t in tails), "never below a single split"
@@ -95,10 +96,10 @@ def test_tree_bound_beats_every_single_split_where_errors_lie_apart() -> None:
     tails = [np.zeros(split.regions) for split in splits]
     tails[0][0, 0] = 1.0  # column cluster 0, rows of residue 0
     tails[1][3, 1] = 2.0  # inside column cluster 1, rows of residue 1
-    assert float(tree_bound(tails).sum()) == 3.0
+    assert float(tree_bound(Story.of(dict(enumerate(tails)))).sum()) == 3.0
     tails[1][:] = 0
     tails[1][1, 0] = 2.0  # inside the same region: only the larger counts
-    assert float(tree_bound(tails).sum()) == 2.0
+    assert float(tree_bound(Story.of(dict(enumerate(tails)))).sum()) == 2.0
 
 
 def test_tree_bound_of_the_regression_table() -> None:

@@ -14,6 +14,7 @@ from flatwing.factorize import bounds, butterfly, compiled, compiled_blocks, pro
 from flatwing.factorize.order import split_order
 from flatwing.factorize.problem import Problem
 from flatwing.factorize.solvers import SOLVERS, TOLERANCE
+from flatwing.factorize.story import Story
 from flatwing.structure import transforms
 
 DTYPES = [torch.float32, torch.float64, torch.complex64, torch.complex128]
@@ -121,13 +122,14 @@ def test_tails_are_never_more_than_the_truth(name: str, dtype: torch.dtype, kind
 def test_tree_bound_is_that_of_torch(name: str) -> None:
     problem = values_of(CHAINS[name], torch.float64, 0.1)
     with only():
-        tails = [t.numpy() for t in bounds.matrix_tails(problem.values, problem.splits, careful=True)]
+        tails = bounds.matrix_tails(problem.values, problem.splits, careful=True)
+        tails = Story.of({s: t.numpy() for s, t in enumerate(tails)})
         expected = bounds.tree_bound(tails)
-    kept = [t.copy() for t in tails]
+    kept = tails.numbers.copy()
     found = bounds.tree_bound(tails)
     assert found.shape == expected.shape
     np.testing.assert_allclose(found, expected, atol=0, rtol=1e-12)
-    assert all(np.array_equal(x, y) for x, y in zip(tails, kept, strict=True)), "the tails are not modified"
+    assert np.array_equal(tails.numbers, kept), "the tails are not modified"
 
 
 @pytest.mark.parametrize("n", [32, 256])

@@ -181,7 +181,7 @@ def _full_precision(device: str) -> AbstractContextManager[Any]:
 
 def _product(best: _Attempt, chain: Chain, perms: Permutations) -> SparseProduct:
     problem, factors, rest = best.problem, best.factors, best.problem.exponents
-    if problem.batch or rest.any():
+    if problem.batch or any(rest.tolist()):
         for i, (p, w) in enumerate(zip(problem.chain, best.factors, strict=True)):
             part = rest // (len(factors) - i)  # the exponent is spread over the factors: none of them overflows
             rest = rest - part

@@ -14,11 +14,12 @@ from .butterfly import chunks
 from .compiled import split_tails, supports, works
 from .compiled import tree_bound as compiled_tree_bound
 from .solvers import TOLERANCE, select_solver, top_vector
+from .story import Story
 
 STRIP_BYTES = 1 << 21  # larger than what `cut` uses: many small Gram matrices are made of one strip
 
 
-def tree_bound(tails: Sequence[Float[np.ndarray, "_ _"]]) -> Float[np.ndarray, "columns rows"]:
+def tree_bound(tails: Story) -> Float[np.ndarray, "columns rows"]:
     """Squared lower bound on the error of any product, from the squared tails of neighbouring splits, per region.
 
     A region (column cluster of the first split, row cluster of the last) is tiled by the blocks of every split, so its

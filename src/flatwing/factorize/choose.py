@@ -17,7 +17,7 @@ from ..structure import Chain, Pattern
 from ..structure.factor import extract, without_support
 from .paths import Path, cheapest_path
 from .permutation import Permutations, candidate_permutations, permuted
-from .problem import exponents_of, numbers, scaled
+from .problem import exponents_of, scaled, squared_norms
 from .solvers import energy
 from .tails import Cut, measure, places
 
@@ -79,7 +79,7 @@ def choose(
     matrix = as_matrix(A)
     m, n = matrix.shape
     limit = _limit(tolerance, budget, m, n)
-    matrix = scaled(matrix[None], -exponents_of(matrix[None], numbers(energy(matrix[None]))))[0]
+    matrix = scaled(matrix[None], -exponents_of(matrix[None], squared_norms(matrix[None])))[0]
     norm = sqrt(float(energy(matrix[None])))
     matrix = matrix / norm if norm > 0 else matrix
     precise = tolerance is not None and tolerance < GRAM_TOLERANCE

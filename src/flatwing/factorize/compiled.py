@@ -94,7 +94,8 @@ def attempt(
             return _factors(steps, work), Story(tails.numbers, steps.tails[:-1]), left
     factors, tails = butterfly.hierarchical(values, patterns, order, orthonormalize, progress)
     factors = butterfly.fix_signs(factors, patterns)
-    return factors, Story.of(tails), butterfly.residual(values, patterns, factors).numpy(force=True)
+    story = Story.of({s: errors.numpy(force=True) for s, errors in tails.items()})
+    return factors, story, butterfly.residual(values, patterns, factors).numpy(force=True)
 
 
 def fix_signs(factors: Sequence[torch.Tensor], patterns: tuple[Pattern, ...]) -> list[torch.Tensor]:
@@ -126,14 +127,12 @@ def split_tails(values: Num[torch.Tensor, "blocks b c"], splits: Sequence[Split]
     return Story(run(steps, values, work), steps.tails)
 
 
-def tree_bound(tails: Sequence[Float[np.ndarray, "_ _"]]) -> Float[np.ndarray, "columns rows"]:
-    """`bounds.tree_bound`, which needs only the shapes of the tails."""
+def tree_bound(tails: Story) -> Float[np.ndarray, "columns rows"]:
+    """`bounds.tree_bound`."""
     compiled = loops()
     assert compiled is not None
-    shapes = np.array([t.shape for t in tails], dtype=np.int64)
-    level = np.concatenate([t.reshape(-1) for t in tails])
-    columns, rows = tails[0].shape[0], tails[-1].shape[1]
-    compiled.tree_bound(level, shapes)
+    level, (columns, rows) = tails.numbers.copy(), (tails.places[0][2][0], tails.places[-1][2][1])
+    compiled.tree_bound(level, tails.shapes)
     return level[: columns * rows].reshape(columns, rows)
 
 

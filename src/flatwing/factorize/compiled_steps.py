@@ -209,6 +209,9 @@ def _carry(work, step, scratch):
         k, ic = rest // c1, rest % c1
         at = left + ((i * b2 + ib) * d + k) * rows * c1 + ic
         to = right + (((i * c1 + ic) * d + k) * b2 + ib) * columns
+        size = np.float64(abs(work[at]))
+        if kind == SIGNS and (work[at] == size or not size > NO_SIGN):
+            continue
         for t in range(rows):
             u[t] = work[at + t * c1]
         for j in range(columns):
@@ -218,9 +221,6 @@ def _carry(work, step, scratch):
         elif kind == TO_LEFT:
             multiply_by(u, normalize(v))
         else:
-            size = np.float64(abs(u[0]))
-            if not size > NO_SIGN:
-                continue
             phase = u[0] * (1 / size)
             for t in range(rows):
                 u[t] *= np.conj(phase)

@@ -18,7 +18,7 @@ from ..structure.split import Split
 from . import compiled
 from .bounds import matrix_tails, tails_by_residual, tree_bound
 from .butterfly import splits_of
-from .solvers import TOLERANCE, energy
+from .solvers import TOLERANCE
 from .story import Story
 
 # Below this relative bound the shared Gram matrices of `matrix_tails` have lost digits that the bound needs.
@@ -50,18 +50,18 @@ class Problem:
         """Restrict a checked matrix to the support of a checked chain. Cost: a few passes over the matrix."""
         batch, pattern = matrix.shape[:-2], chain.pattern
         flat = matrix.reshape(-1, *chain.shape)
-        norm = numbers(energy(flat))
+        norm = squared_norms(flat)
         exponents = exponents_of(flat, norm)
-        if exponents.any():
+        if any(exponents.tolist()):
             flat = scaled(flat, -exponents)
-            norm = numbers(energy(flat))
+            norm = squared_norms(flat)
         if pattern.blocks == 1:
             outside, values = np.zeros_like(norm), flat.contiguous()
         else:
             # part of every bound, so it gets the digits of float64 whatever the dtype
             rest = without_support(flat, pattern).to(torch.promote_types(flat.dtype, torch.float64))
-            outside, values = numbers(energy(rest)), extract(flat, pattern)
-            norm = numbers(energy(values)) + outside
+            outside, values = squared_norms(rest), extract(flat, pattern)
+            norm = squared_norms(values) + outside
         return cls(chain, batch, values.reshape(-1, pattern.b, pattern.c), exponents, norm, outside)
 
     @cached_property
@@ -107,7 +107,7 @@ class Problem:
         """Squared error of a product, measured on its factors. Cost: O(m n r), the last product is never stored."""
         if len(factors) == 1:
             difference = (self.values - factors[0]).reshape(self.count, -1)
-            return self.outside + numbers(energy(difference))
+            return self.outside + squared_norms(difference)
         return self.outside + self.per_matrix(compiled.residual(self.values, self.patterns, factors).numpy(force=True))
 
     def bounds(
@@ -139,6 +139,7 @@ class Problem:
                 reduce(np.maximum, (story[i] for story in stories)) if t is None else t
                 for i, t in enumerate(tails, start=1)
             ]
+            known = Story.of(dict(enumerate(known)))
             # solvers stop, and the stories are rounded, at (64 eps)^2 of the energy
             lower = self._lower(known, 64 * torch.finfo(dtype).eps, TOLERANCE)
             if (error <= CLOSE_ENOUGH**2 * lower)[asked].all():
@@ -146,26 +147,31 @@ class Problem:
         slack, double = 4 * torch.finfo(torch.float64).eps, torch.promote_types(dtype, torch.float64)
         if entries < LARGE and self.rank == 1 and compiled.supports(self.values):
             full = compiled.split_tails(self.values.to(double), splits)
-            return self._lower([*full], slack), [*map(self.numbers, full.sums(self.count))]
-        full = Story.of(dict(enumerate(matrix_tails(self.values, splits, careful=False))))  # float64 strip by strip
+            return self._lower(full, slack), [*map(self.numbers, full.sums(self.count))]
+        full = self._tails(splits, careful=False)
         # differences of energies, each a long sum: their rounding is a share of the energy, not of the bound
-        lower = np.maximum(self._lower([*full], slack) - 16 * slack * self.norm, 0)
+        lower = np.maximum(self._lower(full, slack) - 16 * slack * self.norm, 0)
         if (lower < CAREFUL_BELOW**2 * self.norm)[asked].any():
-            full = Story.of(dict(enumerate(matrix_tails(self.values.to(double), splits, careful=True))))
-            lower = self._lower([*full], slack, TOLERANCE)
+            full = self._tails(splits, careful=True)
+            lower = self._lower(full, slack, TOLERANCE)
         return lower, [*map(self.numbers, full.sums(self.count))]
 
-    def _lower(
-        self, tails: Sequence[Float[np.ndarray, "_ _"]], slack: float, tolerance: float = 0.0
-    ) -> Float[np.ndarray, " batch"]:
+    def _tails(self, splits: Sequence[Split], careful: bool) -> Story:
+        """`matrix_tails` in float64, to which it goes strip by strip if it is not careful."""
+        values = self.values.to(torch.promote_types(self.values.dtype, torch.float64)) if careful else self.values
+        return Story.of({s: t.numpy(force=True) for s, t in enumerate(matrix_tails(values, splits, careful), start=1)})
+
+    def _lower(self, tails: Story, slack: float, tolerance: float = 0.0) -> Float[np.ndarray, " batch"]:
         """Squared tree bound, less what rounding and the tolerance of the solvers may have added to it."""
         found = self.outside + self.per_matrix(tree_bound(tails))
         return np.maximum(np.sqrt(found) * (1 - tolerance) - slack * np.sqrt(self.norm), 0) ** 2
 
 
-def numbers(energies: Float[torch.Tensor, " batch"]) -> Float[np.ndarray, " batch"]:
-    """Energies of matrices, wherever they were computed, as numbers."""
-    return energies.numpy(force=True)
+def squared_norms(matrices: Num[torch.Tensor, "batch *shape"]) -> Float[np.ndarray, " batch"]:
+    """Squared Frobenius norm of each matrix: rows are summed in its dtype, matrices in float64."""
+    real = torch.view_as_real(matrices).flatten(-2) if matrices.is_complex() else matrices
+    rows = torch.linalg.vector_norm(real, dim=-1).numpy(force=True).reshape(len(matrices), -1).astype(np.float64)
+    return np.einsum("ij,ij->i", rows, rows)
 
 
 def exponents_of(
@@ -188,7 +194,7 @@ def exponents_of(
 
 def scaled(values: Num[torch.Tensor, "batch ..."], exponents: Int[np.ndarray, " batch"]) -> torch.Tensor:
     """values * 2**exponent matrix by matrix, exact, without a power that over- or underflows on the way."""
-    if not exponents.any():
+    if not any(exponents.tolist()):
         return values
     half = exponents // 2
     for part in (half, exponents - half):

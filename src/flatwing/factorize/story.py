@@ -9,7 +9,6 @@ from math import prod
 from typing import final
 
 import numpy as np
-import torch
 from jaxtyping import Float, Int
 
 # (split, place, shape) of each cut in the order in which they were made
@@ -21,7 +20,7 @@ Places = tuple[tuple[int, int, tuple[int, int]], ...]
 class Story:
     """Squared errors, block by block, of cuts in the order in which they were made; one after the other in `numbers`.
 
-    >>> story = Story.of({2: torch.ones(2, 1), 1: torch.zeros(1, 2)})
+    >>> story = Story.of({2: np.ones((2, 1)), 1: np.zeros((1, 2))})
     >>> story.order, story[2].shape, story.sums(1).tolist()
     ((2, 1), (2, 1), [[2.0], [0.0]])
     """
@@ -30,14 +29,13 @@ class Story:
     places: Places
 
     @classmethod
-    def of(cls, tails: Mapping[int, Float[torch.Tensor, "_ _"]]) -> Story:
-        """The story that a mapping from splits to arrays tells."""
+    def of(cls, tails: Mapping[int, Float[np.ndarray, "_ _"]]) -> Story:
+        """The story that a mapping from splits to arrays tells; the arrays are copied."""
         places, used = [], 0
         for split, errors in tails.items():
-            places.append((split, used, tuple(errors.shape)))
-            used += errors.numel()
-        numbers = [errors.numpy(force=True).reshape(-1) for errors in tails.values()]
-        return cls(np.concatenate(numbers) if numbers else np.empty(0), tuple(places))
+            places.append((split, used, errors.shape))
+            used += errors.size
+        return cls(np.concatenate([np.empty(0), *(e.reshape(-1) for e in tails.values())]), tuple(places))
 
     @property
     def order(self) -> tuple[int, ...]:
@@ -57,6 +55,17 @@ class Story:
             return np.empty((0, count))
         starts, end = _starts(self.places, count)
         return np.add.reduceat(self.numbers[:end], starts).reshape(len(self.places), count)
+
+
+    @property
+    def shapes(self) -> Int[np.ndarray, "splits 2"]:
+        """The shape of each array."""
+        return _shapes(self.places)
+
+
+@lru_cache(maxsize=256)
+def _shapes(places: Places) -> Int[np.ndarray, "splits 2"]:
+    return np.array([shape for _, _, shape in places], dtype=np.int64)
 
 
 @lru_cache(maxsize=256)
