@@ -324,14 +324,14 @@ def test_a_file_that_cannot_be_written_costs_a_note(raced: list[int], wisdom_fil
         ({"m": 64, "n": 64, "budget": float("nan")}, r"budget=nan. Rule: a share"),
         ({"m": 64, "n": 64, "budget": 0.01}, r"allows 40 of 4,096 parameters, rank 1 needs 128. Rule: at least 0.031"),
         ({"m": 8, "n": 8, "batches": []}, "no batch was given"),
-        ({"m": 8, "n": 8, "batches": [4, 0]}, "batch 0. Rule"),
+        ({"m": 8, "n": 8, "batches": [4, 0]}, "batch is 0. Rule"),
         ({"m": 8, "n": 8, "dtype": "float23"}, "unknown dtype 'float23', did you mean 'float32'"),
         ({"m": 8, "n": 8, "dtype": torch.int32}, "factors of dtype int32 are not multiplied. Rule: one of float32"),
-        ({"m": 8, "n": 8, "batches": 0}, "batch 0. Rule"),
-        ({"m": 8, "n": 8, "batches": True}, "batch True. Rule"),
+        ({"m": 8, "n": 8, "batches": 0}, "batch is 0. Rule"),
+        ({"m": 8, "n": 8, "batches": True}, "batch is True. Rule"),
         ({"m": 8, "n": 8, "device": torch.device("meta")}, "unknown device 'meta'"),
         ({"m": 8, "n": 8, "device": "gpu"}, "unknown device 'gpu'"),
-        ({"m": 8, "n": 8, "threads": 0}, "threads=0. Rule"),
+        ({"m": 8, "n": 8, "threads": 0}, "threads is 0. Rule"),
     ],
 )
 def test_refusals(arguments: dict[str, Any], message: str) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -13,15 +12,14 @@ import torch
 from ..structure import Chain
 from . import candidates, wisdom
 from .advice import Advice, Alternative, Row
+from .arguments import dtype_of, meant, whole
 from .backend import Task
-from .cost import dtype_name
 from .plan import Plan, plan_for
 from .race import DENSE, Timing, race
 from .rates import ensure_rates
 
 BATCHES = (1, 16, 256, 4096)
 GRID = tuple(1 << i for i in range(17))  # where the break-even batch is looked for
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.complex64, torch.complex128)
 DEVICES = ("cpu", "cuda")
 
 Progress = Callable[[str, int, int], object]
@@ -69,7 +67,7 @@ def advise(
     (20480, 256)
     """
     notes: list[str] = []
-    batches, dtype, device, threads = _batches(batches), _dtype(dtype), _device(device), _threads(threads, notes)
+    batches, dtype, device, threads = _batches(batches), dtype_of(dtype), _device(device), _threads(threads, notes)
     if chain is not None and budget is not None:
         raise ValueError("a chain and a budget were given. Rule: at most one of them; the budget chooses a chain.")
     given = Chain.parse(chain) if isinstance(chain, str) else chain
@@ -192,8 +190,7 @@ def _sizes(m: int | None, n: int | None, chain: Chain | None) -> tuple[int, int]
     for name, value in (("m (outputs)", m), ("n (inputs)", n)):
         if value is None:
             raise ValueError(f"{name} is missing. Rule: both sizes of the matrix, or a chain, which has them.")
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= candidates.LARGEST:
-            raise ValueError(f"{name} is {value!r}. Rule: a whole number from 1 to {candidates.LARGEST}, such as 1024.")
+        whole(name, value)
     assert m is not None
     assert n is not None
     return m, n
@@ -205,23 +202,10 @@ def _batches(batches: int | Sequence[int]) -> tuple[int, ...]:
     if not isinstance(batches, Sequence) or isinstance(batches, str):
         raise TypeError(f"batches is {batches!r}. Rule: a number of vectors or a list of such numbers, as in [1, 16].")
     for batch in batches:
-        if isinstance(batch, bool) or not isinstance(batch, int) or not 1 <= batch <= candidates.LARGEST:
-            raise ValueError(f"batch {batch!r}. Rule: a whole number of vectors, at least 1, such as 16.")
+        whole("batch", batch)
     if not batches:
         raise ValueError("no batch was given. Rule: at least one number of vectors, such as 16.")
     return tuple(dict.fromkeys(batches))
-
-
-def _dtype(dtype: torch.dtype | str) -> torch.dtype:
-    if not isinstance(dtype, (str, torch.dtype)):
-        raise TypeError(f"dtype is {dtype!r}. Rule: a dtype of torch or its name, such as 'float32'.")
-    known = {dtype_name(d): d for d in DTYPES}
-    name = dtype.removeprefix("torch.") if isinstance(dtype, str) else dtype_name(dtype)
-    if name not in known:
-        if isinstance(getattr(torch, name, None), torch.dtype):
-            raise ValueError(f"factors of dtype {name} are not multiplied. Rule: one of {', '.join(known)}.")
-        raise ValueError(f"unknown dtype {name!r}{_meant(name, known)} Rule: one of {', '.join(known)}.")
-    return known[name]
 
 
 def _device(device: str | torch.device) -> str:
@@ -230,22 +214,16 @@ def _device(device: str | torch.device) -> str:
         raise TypeError(f"device is {device!r}. Rule: a device of torch or its kind, such as 'cpu'.")
     kind = device if isinstance(device, str) else device.type
     if kind not in DEVICES:
-        raise ValueError(f"unknown device {kind!r}{_meant(kind, DEVICES)} Rule: one of {', '.join(DEVICES)}.")
+        raise ValueError(f"unknown device {kind!r}{meant(kind, DEVICES)} Rule: one of {', '.join(DEVICES)}.")
     if kind == "cuda" and not torch.cuda.is_available():
         raise ValueError("device 'cuda': torch sees no CUDA device here. Rule: a device of this machine; take 'cpu'.")
     return kind
 
 
-def _meant(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
-    return f", did you mean {near[0]!r}?" if near else "."
-
-
 def _threads(threads: int | None, notes: list[str]) -> int:
     if threads is None:
         return torch.get_num_threads()
-    if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
-        raise ValueError(f"threads={threads!r}. Rule: a whole number of at least 1; the default is what torch uses.")
+    whole("threads", threads)
     cores = os.cpu_count() or 1
     if threads > cores:
         notes.append(f"threads={threads} are more than the {cores} cores of this machine; the advice is for {cores}")

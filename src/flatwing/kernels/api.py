@@ -13,6 +13,7 @@ from jaxtyping import Num
 
 from ..structure import Chain, SparseProduct
 from . import dispatch, native
+from .arguments import dtype_of, whole
 from .backend import BACKENDS, Layout, Task
 from .plan import Plan, merged_factors, plan_for, plan_of
 
@@ -190,7 +191,7 @@ def explain(
     product: SparseProduct | Chain,
     batch: int = 16,
     device: torch.device | str | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     *,
     backend: str = "auto",
     layout: Layout = "batch-first",
@@ -206,9 +207,7 @@ def explain(
     >>> explain(Chain.butterfly(1024), batch=256, backend="bmm").reason
     'asked for by name'
     """
-    for name, count in (("batch", batch), ("threads", 1 if threads is None else threads)):
-        if not isinstance(count, int) or count < 1:
-            raise ValueError(f"{name}={count!r}. Rule: a whole number from 1 on, {name}=1.")
+    rows, count = whole("batch", batch), whole("threads", torch.get_num_threads() if threads is None else threads)
     if layout not in LAYOUTS:
         raise ValueError(f"layout is {layout!r}. Rule: one of {', '.join(LAYOUTS)}.")
     if isinstance(product, SparseProduct):
@@ -218,9 +217,5 @@ def explain(
         chain = product
     else:
         raise TypeError(f"product is a {type(product).__name__}. Rule: a SparseProduct or a Chain.")
-    dtype = dtype or torch.float32
-    if not (dtype.is_floating_point or dtype.is_complex):
-        raise ValueError(f"dtype is {dtype}. Rule: real or complex floating point, such as torch.float32.")
     kind = torch.device(device or "cpu").type
-    count = torch.get_num_threads() if threads is None else threads
-    return plan_for(Task(chain, batch, dtype, kind, layout, train, count), backend)
+    return plan_for(Task(chain, rows, dtype_of(dtype or torch.float32), kind, layout, train, count), backend)

@@ -105,3 +105,8 @@ def _chain(patterns: tuple[tuple[int, ...], ...]) -> Chain:
 
 
 BACKENDS: Registry[Backend] = Registry("backend")
+
+
+def resolved(x: torch.Tensor) -> torch.Tensor:
+    """The tensor with conjugation and negation carried out where torch only noted them: what kernels may read."""
+    return x.resolve_conj().resolve_neg()

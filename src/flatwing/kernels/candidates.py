@@ -9,7 +9,6 @@ from ..structure import Chain
 
 SHARE = 0.25  # of the dense parameters, where nothing else says how many
 USED = 0.5  # of a budget must be used: the fastest chain of all would otherwise have next to no parameters
-LARGEST = 1 << 40  # rows or columns
 
 
 def sensible(m: int, n: int) -> tuple[str, str]:

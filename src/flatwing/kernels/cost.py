@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..structure.pattern import Pattern
+from ..structure import Chain, Pattern
 from . import wisdom
 from .backend import Task
 from .native import FEW_ROWS
@@ -23,6 +23,7 @@ from .native import FEW_ROWS
 FRESH = 32e6  # bytes of a tensor that comes from the system anew in every call, empty pages and all
 TINY = 400  # multiplications of one block below which torch loops by itself instead of calling a GEMM
 LOOP = 0.08  # starts of a block that one result of such a loop takes
+ONE_VECTOR = 9e9  # bytes per second at which batched products with one vector read their blocks
 
 
 class Machine(NamedTuple):
@@ -107,9 +108,6 @@ class Work(NamedTuple):
     def times(self, factor: int | float) -> Work:
         """So many times this work."""
         return Work(factor * self.arithmetic, factor * self.traffic)
-
-
-ONE_VECTOR = 9e9  # bytes per second at which batched products with one vector read their blocks
 
 
 def gemm_work(m: int, n: int, rows: int, count: int, task: Task) -> Work:
@@ -221,7 +219,7 @@ def merge_seconds(task: Task, patterns: tuple[Pattern, ...] | None = None) -> fl
         n = task.chain.shape[1]
         return n / max(task.rows, 1) * native_seconds(task)
     machine, found = machine_of(task), 0.0
-    run = patterns if all_chainable(patterns) else tuple(p.T for p in reversed(patterns))
+    run = patterns if Chain(patterns).chainable else tuple(p.T for p in reversed(patterns))
     for i in range(1, len(run)):
         left = reduce(Pattern.__mul__, run[:i])
         both, rank = left * run[i], left.rank(run[i])
@@ -235,18 +233,6 @@ def merge_seconds(task: Task, patterns: tuple[Pattern, ...] | None = None) -> fl
     return found * (2.7 if task.train else 1)
 
 
-def all_chainable(patterns: tuple[Pattern, ...]) -> bool:
-    """Whether these neighbours have a product pattern as they stand."""
-    from ..structure import Chain
-
-    return Chain(patterns).chainable
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """float32 rather than torch.float32."""
-    return str(dtype).removeprefix("torch.")
-
-
 def merging_seconds(task: Task, merged: tuple[int, ...]) -> float:
     """Time to merge the neighbours at these splits (1-based)."""
     runs, lo = [], 0
@@ -255,3 +241,8 @@ def merging_seconds(task: Task, merged: tuple[int, ...]) -> float:
             runs.append(task.chain.patterns[lo:s])
             lo = s
     return sum((merge_seconds(task, run) for run in runs if len(run) > 1), start=0.0)
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """float32 rather than torch.float32."""
+    return str(dtype).removeprefix("torch.")

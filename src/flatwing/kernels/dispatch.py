@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from ..structure import SparseProduct
 from . import native
-from .backend import BACKENDS, chain_of
+from .backend import BACKENDS, chain_of, resolved
 from .plan import Plan, merged_factors, plan_of
 
 _peek = torch._C._functorch.peek_interpreter_stack  # pyright: ignore[reportAttributeAccessIssue]
@@ -68,7 +68,7 @@ def is_plain_call(x: Tensor, product: SparseProduct) -> bool:
         and x.dtype is product.factors[0].dtype
         and not (torch.is_grad_enabled() and (x.requires_grad or any(map(_NEEDS_GRAD, product.factors))))
         and not (x.is_neg() or x.is_conj())
-        and not (_modes() or forward_ad._current_level >= 0 or _peek() is not None)
+        and not (_modes() or _transformed())
         and not torch.is_autocast_enabled("cpu")
         and torch._C._get_tracing_state() is None
     )
@@ -158,7 +158,7 @@ _ARGUMENTS = "Tensor x, Tensor[] factors, int[] depths, str backend, bool last"
 @torch.library.custom_op("flatwing::multiply", mutates_args=(), schema=f"({_ARGUMENTS}) -> Tensor")
 def multiply_op(x: Tensor, factors: list[Tensor], depths: list[int], backend: str, last: bool) -> Tensor:
     """The operator behind `multiply`: see `Backend.forward`."""
-    x, *factors = (t.resolve_conj().resolve_neg() for t in (x, *factors))
+    x, *factors = map(resolved, (x, *factors))
     plan = _planned(x, factors, depths, backend, last)
     used = merged_factors(plan.task.chain, factors, plan.merged) if plan.merged else factors
     y = BACKENDS[plan.backend].forward(x, used, plan.chain.depths, last)
@@ -172,7 +172,7 @@ def backward_op(
     x: Tensor, factors: list[Tensor], depths: list[int], backend: str, last: bool, grad: Tensor
 ) -> list[Tensor]:
     """Gradients for x and every factor: see `Backend.backward`."""
-    x, grad, *factors = (t.resolve_conj().resolve_neg() for t in (x, grad, *factors))
+    x, grad, *factors = map(resolved, (x, grad, *factors))
     chosen = BACKENDS[_planned(x, factors, depths, backend, last, train=True).backend]
     if chosen.native:
         gx, gw = native.backward(x, factors, depths, grad, last)

@@ -88,7 +88,7 @@ def plan_of(chain: Chain, x: torch.Tensor, last: bool, train: bool, backend: str
     """
     rows, threads = x.shape[1 if last else 0], torch.get_num_threads()
     return _plan_of(
-        chain, 1 << (rows - 1).bit_length(), x.dtype, x.device.type, last, train, threads, backend, wisdom.version()
+        chain, wisdom.rounded(rows), x.dtype, x.device.type, last, train, threads, backend, wisdom.version()
     )
 
 
@@ -116,7 +116,7 @@ def plan_for(task: Task, backend: str = "auto") -> Plan:
     >>> plan_for(Task(Chain.butterfly(1024), rows=256), "bmm").backend
     'bmm'
     """
-    rows = 1 << (task.rows - 1).bit_length()
+    rows = wisdom.rounded(task.rows)
     return _plan_for(task if rows == task.rows else replace(task, rows=rows), backend, wisdom.version())
 
 

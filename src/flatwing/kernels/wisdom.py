@@ -95,12 +95,12 @@ def forget() -> None:
 
 
 def rounded(rows: int) -> int:
-    """The number of rows whose plan, and whose measured times, so many rows follow: the next power of two.
+    """The number (of rows, mostly) whose plan and measured times so many follow: the next power of two.
 
     >>> [rounded(rows) for rows in (1, 2, 3, 33, 64)]
     [1, 2, 4, 64, 64]
     """
-    return 1 << (max(rows, 1) - 1).bit_length()
+    return 1 << (rows - 1).bit_length() if rows > 1 else 1
 
 
 def key(task: Task) -> str:

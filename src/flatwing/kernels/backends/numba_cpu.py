@@ -6,6 +6,7 @@ import importlib
 from collections.abc import Sequence
 from functools import cache, lru_cache
 from importlib.util import find_spec
+from operator import attrgetter
 from typing import Any, final
 
 import torch
@@ -15,6 +16,7 @@ from typing_extensions import override
 from ...structure import Chain
 from ..backend import BACKENDS, Backend, Gradients, Task
 
+_SHAPE = attrgetter("shape")
 HALVES = (torch.bfloat16, torch.float16)
 """Types that are computed in float32."""
 
@@ -69,7 +71,7 @@ class NumbaCPU(Backend):
     ) -> torch.Tensor:
         if x.dtype in HALVES:
             return self.forward(x.float(), [w.float() for w in factors], depths, last).to(x.dtype)
-        kernels = _chosen(tuple(depths), [w.shape for w in factors], x.dtype, last)
+        kernels = _chosen(tuple(depths), list(map(_SHAPE, factors)), x.dtype, last)
         return kernels.forward(x, factors, depths, last, torch.get_num_threads())
 
     @override
@@ -87,7 +89,7 @@ class NumbaCPU(Backend):
             wide = [w.float() for w in factors]
             gx, gw = self.backward(x.float(), wide, depths, grad.float(), last, need_x, need_factors)
             return Gradients(gx if gx is None else gx.to(x.dtype), gw if gw is None else [g.to(x.dtype) for g in gw])
-        kernels = _chosen(tuple(depths), [w.shape for w in factors], x.dtype, last)
+        kernels = _chosen(tuple(depths), list(map(_SHAPE, factors)), x.dtype, last)
         return kernels.backward(x, factors, depths, grad, last, need_x, need_factors, torch.get_num_threads())
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ...structure import Chain
-from ..backend import Gradients
+from ..backend import Gradients, resolved
 from . import blocks_backward, blocks_kernels, workers
 from .blocks_cost import seconds as seconds
 from .simd import vector_bytes
@@ -73,7 +73,7 @@ def _call(factors: Sequence[torch.Tensor], depths: Sequence[int]) -> _Call:
     n = m = widest = inner = kept = nnz = 0
     for w, d in zip(reversed(factors), reversed(depths), strict=True):
         if not w.is_contiguous() or w.is_complex() or w.is_neg():
-            w = _plain(w).contiguous()
+            w = resolved(w).contiguous()
         weights.append(w)
         blocks, b, c = w.shape
         words.extend((w.data_ptr(), blocks // d, b, c, d, 0))
@@ -108,14 +108,9 @@ def _group(wanted: int, tiles: int, size: int) -> int:
     return max(1, min(wanted, tiles, TILES // size))
 
 
-def _plain(x: torch.Tensor) -> torch.Tensor:
-    """x, with conjugation or negation carried out where torch only noted it."""
-    return x.resolve_conj().resolve_neg() if x.is_complex() else x.resolve_neg()
-
-
 def _rows(x: torch.Tensor) -> tuple[torch.Tensor, int, int]:
     """x, or a copy whose last dimension is contiguous, its address, and the bytes from one row to the next."""
-    x = _plain(x)
+    x = resolved(x)
     if x.stride(1) != 1 and x.shape[1] > 1:
         x = x.contiguous()
     return x, x.data_ptr(), x.stride(0) * x.element_size()

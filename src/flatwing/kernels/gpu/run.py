@@ -8,6 +8,7 @@ import torch
 
 from ...structure import Pattern
 from ..backend import chain_of
+from ..wisdom import rounded
 from .device import Device, device_of
 from .geometry import geometry
 from .groups import grouped, runs
@@ -114,7 +115,7 @@ def weights_gradient(x: torch.Tensor, grad: torch.Tensor, pattern: Pattern, last
 
 def _setup(x: torch.Tensor, last: bool) -> tuple[int, Arithmetic, bool, Device]:
     """Rows, rounded up to a power of two so that few different choices are made; arithmetic; layout; device."""
-    return 1 << (max(len(x), 1) - 1).bit_length(), arithmetic(x.dtype), last, device_of(x.device.index)
+    return rounded(len(x)), arithmetic(x.dtype), last, device_of(x.device.index)
 
 
 def _new(x: torch.Tensor, m: int, last: bool) -> torch.Tensor:

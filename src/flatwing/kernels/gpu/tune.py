@@ -62,7 +62,7 @@ def label(kind: Kind, patterns: tuple[Pattern, ...], rows: int, dtype: torch.dty
     >>> label("factor", (Pattern(1, 48, 64, 3),), 4096, torch.float16, False)
     'factor (1,64,64,4) rows=4096 float16 ieee batch-first'
     """
-    sizes = "".join(str(Pattern(*(1 << (n - 1).bit_length() for n in p))) for p in patterns)
+    sizes = "".join(str(Pattern(*map(wisdom.rounded, p))) for p in patterns)
     allowed = torch.backends.cuda.matmul.allow_tf32 or torch.get_float32_matmul_precision() != "highest"
     precision = "tf32" if allowed and dtype == torch.float32 else "ieee"
     layout = "batch-last" if last else "batch-first"

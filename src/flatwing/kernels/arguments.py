@@ -1,0 +1,53 @@
+"""Checks of the arguments that `explain` and `advise` share."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+import torch
+
+from .cost import dtype_name
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.complex64, torch.complex128)
+LARGEST = 1 << 40  # of sizes and numbers of vectors
+
+
+def whole(name: str, value: object) -> int:
+    """A whole number from 1 to `LARGEST`; raises `ValueError` that names it for anything else.
+
+    >>> whole("batch", 16)
+    16
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= LARGEST:
+        raise ValueError(f"{name} is {value!r}. Rule: a whole number from 1 to {LARGEST}, such as 16.")
+    return value
+
+
+def dtype_of(dtype: torch.dtype | str) -> torch.dtype:
+    """A dtype in which products are multiplied, itself or by name.
+
+    Raises `TypeError` for what is neither, `ValueError` for dtypes that factors do not have, or unknown names.
+
+    >>> dtype_of("bfloat16")
+    torch.bfloat16
+    """
+    if not isinstance(dtype, (str, torch.dtype)):
+        raise TypeError(f"dtype is {dtype!r}. Rule: a dtype of torch or its name, such as 'float32'.")
+    known = {dtype_name(d): d for d in DTYPES}
+    name = dtype.removeprefix("torch.") if isinstance(dtype, str) else dtype_name(dtype)
+    if name not in known:
+        if isinstance(getattr(torch, name, None), torch.dtype):
+            raise ValueError(f"factors of dtype {name} are not multiplied. Rule: one of {', '.join(known)}.")
+        raise ValueError(f"unknown dtype {name!r}{meant(name, known)} Rule: one of {', '.join(known)}.")
+    return known[name]
+
+
+def meant(name: str, known: Iterable[str]) -> str:
+    """The end of a sentence about an unknown name: the known one that is near, if there is one.
+
+    >>> meant("cpuu", ["cpu", "cuda"])
+    ", did you mean 'cpu'?"
+    """
+    near = difflib.get_close_matches(name, known, n=1)
+    return f", did you mean {near[0]!r}?" if near else "."
