@@ -101,9 +101,28 @@ class Shell(Guarded):
 
     @override
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group to the last member."""
-        if members := self._members():
-            members[-1].add_param_group(param_group)
+        """Add a group to the last member; where the group is refused, none is added."""
+        if not (members := self._members()):
+            return  # torch's constructor adds what is not a group of ours
+        members[-1].add_param_group(param_group)
+        try:
+            self._admit(self.param_groups[-1])
+        except ValueError:
+            self._drop_last_group()
+            raise
+
+    def _admit(self, group: dict[str, Any]) -> None:
+        """Raise `ValueError` if the group that was just added must not stay."""
+        taken = {p for other in self.param_groups[:-1] for p in other["params"]}
+        if not taken.isdisjoint(group["params"]):
+            raise ValueError("a parameter of the group is in another optimizer already. Rule: each in one.")
+
+    def _drop_last_group(self) -> None:
+        last = self.members[-1]
+        if isinstance(last, Shell):
+            last._drop_last_group()
+        else:
+            last.param_groups.pop()
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -192,11 +211,8 @@ class Wrapper(Shell):
         return (p for group in self.param_groups for p in group["params"])
 
     @override
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group to the base; settings that it does not name are those of the constructor."""
-        super().add_param_group(param_group)
-        if self._members():
-            self._complete(self.param_groups[-1])
+    def _admit(self, group: dict[str, Any]) -> None:
+        self._complete(group)  # settings that the group does not name are those of the constructor
 
     def _complete(self, group: dict[str, Any]) -> None:
         for name, value in self._settings.items():
