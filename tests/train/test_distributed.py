@@ -1,16 +1,19 @@
-"""Several ranks train as one process does, whatever shares the work, and go on where another number of ranks stopped."""
+"""Several ranks train as one process does, whatever shares the work, and go on where another number stopped."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from distributed import run_ranks
 from torch import nn
 
+from distributed import run_ranks
+from flatwing.optim import IRE
 from flatwing.train import DigitsMLP, fit
 from flatwing.train.callbacks import Callback, Training
-from flatwing.train.distributed import whole_weights
+from flatwing.train.distributed import whole, whole_weights
+from flatwing.train.optimizers import make_optimizer
+from flatwing.train.phases import MaskRefresh, SamPhase
 
 X = torch.randn(60, 64, generator=torch.Generator().manual_seed(1))
 Y = (X @ torch.randn(64, 10, generator=torch.Generator().manual_seed(2))).argmax(1)
@@ -47,11 +50,31 @@ def train(parallel: str, checkpoint: str | None = None, stop: int | None = None,
         every=3,
         parallel=parallel,
         checkpoint=checkpoint,
-        callbacks=[] if stop is None else [Stop(stop, rank)],
-        **settings,
+        **{"callbacks": [] if stop is None else [Stop(stop, rank)]} | settings,
     )
     weights = {name: tensor.detach() for name, tensor in whole_weights(model).items()}
     return weights, metrics
+
+
+class Masks(Callback):
+    """The masks of IRE at the end, whole."""
+
+    def __init__(self) -> None:
+        self.found: list[torch.Tensor] = []
+
+    def on_end(self, training: Training) -> None:
+        assert isinstance(training.optimizer, IRE)
+        self.found = [whole(mask) for mask in training.optimizer.masks().values()]
+
+
+def train_ire(parallel: str, mask: str) -> Any:
+    def ire(model: nn.Module) -> torch.optim.Optimizer:
+        settings = {"kappa": 2.0, "interval": 2, "start": 1, "mask": mask}
+        return make_optimizer(model, "AdamW", 0.01, 0.1, methods={"ire": settings})
+
+    masks = Masks()
+    # rank r draws the labels of its own rows, so sampled masks differ between numbers of ranks
+    return *train(parallel, optimizer=ire, callbacks=[MaskRefresh(), SamPhase(0.1, share=0.5), masks]), masks.found
 
 
 def several(rank: int, world: int, folder: str) -> dict[str, Any]:
@@ -63,6 +86,8 @@ def several(rank: int, world: int, folder: str) -> dict[str, Any]:
         path = f"{folder}/{parallel}-{world}.safetensors"
         found[f"{parallel} stopped"] = train(parallel, path, stop=4, rank=rank)
         found[f"{parallel} bf16"] = train(parallel, precision="bf16")
+        for mask in ("adam", "sampled"):
+            found[f"{parallel} {mask}"] = train_ire(parallel, mask)
     found["resumed"] = train("fsdp", f"{folder}/one.safetensors")
     return found
 
@@ -85,6 +110,17 @@ def test_ranks_train_as_one_process_and_share_checkpoints(tmp_path: Path, world:
         assert_close(train("none", str(tmp_path / f"{parallel}-{world}.safetensors")), expected, 1e-5)
         assert_close(first[f"{parallel} bf16"], train("none", precision="bf16"), 2e-2)
     assert_close(first["resumed"], expected, 1e-5)
+
+    expected = train_ire("none", "adam")
+    assert 0 < sum(int(mask.sum()) for mask in expected[2]) < sum(mask.numel() for mask in expected[2])
+    for parallel in ("ddp", "fsdp"):
+        assert_close(first[f"{parallel} adam"], expected, 1e-5)
+        for mine, mask in zip(first[f"{parallel} adam"][2], expected[2], strict=True):
+            assert torch.equal(mine, mask)
+    # drawn labels depend on the rank that draws them, not on what it shards
+    assert_close(first["fsdp sampled"], first["ddp sampled"], 1e-5)
+    for mine, mask in zip(first["fsdp sampled"][2], first["ddp sampled"][2], strict=True):
+        assert torch.equal(mine, mask)
 
 
 def assert_close(found: Any, expected: Any, tolerance: float) -> None:

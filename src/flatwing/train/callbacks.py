@@ -26,8 +26,8 @@ class Training:
     `network` is what computes gradients, DDP around `model` for instance, and the model itself in one process.
     `gradient()` computes the gradient of the batch of this step at the weights of the moment into `.grad`, all
     micro-batches and ranks included, and returns the mean loss; under float16 it is multiplied by the loss scale.
-    `batch()` is the last micro-batch of this rank. `rates` are the learning rates of all steps. `stop` = True ends the
-    run after this step, on all ranks, with a checkpoint if there is one.
+    `batches` are functions that fetch the micro-batches of this rank. `rates` are the learning rates of all steps.
+    `stop` = True ends the run after this step, on all ranks, with a checkpoint if there is one.
     """
 
     model: nn.Module
@@ -37,7 +37,7 @@ class Training:
     metrics: list[Metric] = field(default_factory=list)
     step: int = 0
     gradient: Callable[[], torch.Tensor] = field(default=lambda: torch.zeros(()), repr=False)
-    batch: Callable[[], Any] = field(default=lambda: None, repr=False)
+    batches: Sequence[Callable[[], Any]] = ()
     stop: bool = False
 
     @property

@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from ..core import require_writable
 from .callbacks import Callback, Training, running
 from .distributed import PARALLEL, anywhere, distribute, parted_weights, rank, ranks, reducing, total, whole
 from .optimizers import make_optimizer
-from .portions import portions
+from .portions import Portion, portions
 from .schedule import SCHEDULES, factor
 from .state import Metric, State
 from .storage import load_weights
@@ -120,13 +121,12 @@ def fit(
     rates = [lr * factor(schedule, step, steps, warmup, floor) for step in range(steps)]
     training = Training(model, network, stepper, rates, state.metrics, state.step)
 
-    def gradient(parts: Sequence[tuple[Any, float]]) -> torch.Tensor:
+    def gradient(parts: Sequence[Portion]) -> torch.Tensor:
         """The gradient of the mean loss over all rows of all ranks, times the loss scale, and that loss."""
         stepper.zero_grad(set_to_none=True)
         mean = torch.zeros((), device=device)
         for number, (part, weight) in enumerate(parts, start=1):
             batch = part if fetch is None else fetch(part)
-            training.batch = lambda batch=batch: batch
             with reducing(network, number == len(parts)):
                 with torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "fp32"):
                     value = loss(network, batch)
@@ -154,7 +154,8 @@ def fit(
         for step in range(state.step, steps):
             with _randomness(seed, step, device, here) as generator:
                 parts = portions(batches(step, generator), micro_batch, here, count)
-                training.gradient = lambda parts=parts: gradient(parts)
+                training.gradient = partial(gradient, parts)
+                training.batches = [partial(fetch or _same, part) for part, _ in parts]
                 value = training.gradient()
                 for callback in callbacks:
                     callback.on_gradient(training)
@@ -166,7 +167,8 @@ def fit(
                 metric["skipped"] = 1
             _require_finite(metric)
             for group, peak in zip(stepper.param_groups, peaks, strict=True):
-                group["lr"] = peak * factor(schedule, step, steps, warmup, floor * lr / peak if peak else 0.0)
+                end = min(1.0, floor * lr / peak) if peak else 0.0
+                group["lr"] = peak * factor(schedule, step, steps, warmup, end)
             scaler.step(stepper)
             scaler.update()
             training.step = state.step = step + 1
@@ -184,6 +186,10 @@ def fit(
         if state.best:
             load_weights(model, parted_weights(model, state.best))
     return state.metrics
+
+
+def _same(part: Any) -> Any:
+    return part
 
 
 def _due(step: int, every: int) -> bool:

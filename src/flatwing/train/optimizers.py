@@ -1,40 +1,49 @@
-"""Optimizers of torch by name, over the parameters of a model that can be trained."""
+"""Optimizers by name over the parameters of a model that can be trained, and the methods that go around them."""
 
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from ..core import Registry
-from ..optim import METHODS, Shell
+from ..optim import (
+    LITE,
+    METHODS,
+    AdamMini,
+    BlockRows,
+    Groups,
+    Shell,
+    blockwise_lr,
+    classify_blocks,
+    muon_groups,
+    weight_decay_groups,
+)
 
 REFUSED = {
     "LBFGS": "it evaluates the loss several times per step",
     "SparseAdam": "it needs sparse gradients",
 }
-# rows of a table do not mix, so the matrix sign has no meaning there; embeddings are known by their type
-TABLES = {"classifier", "head", "lm_head", "positions", "score"}
+MATRIX = ("Muon", "LITE")  # optimizers of hidden matrices, beside which AdamW takes everything else
+BLOCKWISE = ("ratios", "decouple_wd", "fused")
+GIVEN = ("params", "lr", "weight_decay", "blocks")  # arguments that are no options
 
 OPTIMIZERS: Registry[type[Optimizer]] = Registry("optimizer")
 for _name, _kind in sorted(vars(torch.optim).items()):
     if isinstance(_kind, type) and issubclass(_kind, Optimizer) and _kind is not Optimizer:
         OPTIMIZERS.register(_name)(_kind)
+OPTIMIZERS.register("AdamMini")(AdamMini)
+OPTIMIZERS.register("LITE")(LITE)
 
-AROUND: Registry[Callable[..., Optimizer]] = Registry("method")
-"""Functions (model, optimizer, **settings) -> optimizer, from the innermost to the outermost."""
-
-
-def _around(name: str) -> Callable[..., Optimizer]:
-    return lambda model, optimizer, **settings: METHODS[name].make(model, lambda params: optimizer, **settings)
-
-
-for _name in ("GradPower", "IRE"):
-    AROUND.register(_name.lower())(_around(_name))
+AROUND: Registry[str] = Registry("method")
+"""Methods of `flatwing.optim` that go around an optimizer, from the innermost to the outermost."""
+for _name in ("GradPower", "IRE"):  # what changes gradients goes inside what changes steps
+    AROUND.register(_name.lower())(_name)
 
 
 def make_optimizer(
@@ -43,16 +52,23 @@ def make_optimizer(
     lr: float,
     weight_decay: float = 0.0,
     options: Mapping[str, Any] | None = None,
+    *,
+    blockwise: Mapping[str, Any] | None = None,
     methods: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Optimizer:
-    """The optimizer of `torch.optim` called `name`: "Muon" takes the matrices and leaves the rest to AdamW.
+    """The optimizer called `name`, of `torch.optim` or ours, over the trainable parameters of a model.
 
     `options` are further arguments of that optimizer. Weight decay falls on matrices only, not on biases, norms and
-    other vectors. Muon's steps are scaled to the size of AdamW's, so both take one `lr`; embeddings and heads go to
-    AdamW (Jordan, 2024; Liu et al., 2025, arXiv:2502.16982).
-    `methods` are those of `flatwing.optim` that go around it, by name in small letters with their settings:
-    {"ire": {"kappa": 3.0}}; the order is fixed, what changes gradients goes inside what changes steps.
-    Raises `ValueError` for an unknown name, one that `fit` cannot drive, or a model without trainable parameters.
+    other vectors. "Muon" and "LITE" take the hidden matrices and leave the rest to AdamW (`muon_groups`); their steps
+    are scaled to the size of AdamW's, so both take one `lr`, unless options say otherwise. `lr` is in the unit of the
+    optimizer.
+
+    `blockwise`: settings of `blockwise_lr`, for learning rates by block; weight decay then falls on all blocks, as in
+    its source. Beside Muon it is for what AdamW takes. `methods` go around the optimizer, by name in small letters with
+    their settings, {"ire": {"kappa": 3.0}}; see `AROUND`.
+
+    Raises `ValueError` for an unknown name, one that `fit` cannot drive, settings that do not exist, or a model without
+    trainable parameters.
 
     >>> optimizer = make_optimizer(nn.Linear(2, 2), "Muon", 1e-3)
     >>> [type(member).__name__ for member in optimizer.members]
@@ -61,57 +77,90 @@ def make_optimizer(
     Traceback (most recent call last):
     ValueError: unknown optimizer 'AdamWW', did you mean 'AdamW'? Known: ...
     """
-    for method in methods or {}:
-        AROUND[method]  # raises, with the nearest name
-    made = _bases(model, name, lr, weight_decay, options)
-    optimizer = made[0] if len(made) == 1 else Shell(made)
-    for method, around in AROUND.items():
+    kind, options = OPTIMIZERS[name], dict(options or {})
+    make = cast(Callable[..., Optimizer], kind)
+    _check(kind, name, weight_decay, options, methods or {})
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ValueError(f"{type(model).__name__} has no parameter that requires grad. Unfreeze what shall be trained.")
+    if name == "AdamMini":
+        if blockwise is not None:
+            raise ValueError("AdamMini has no learning rates by block here. Take AdamW, or leave out blockwise.")
+        optimizer: Optimizer = AdamMini(model, lr=lr, weight_decay=weight_decay, **options)
+    elif name in MATRIX and (split := _split(model, weight_decay)) is not None:
+        matrices, rest = split
+        options.setdefault("adjust_lr_fn", "match_rms_adamw")
+        members = [make(matrices, lr=lr, **options)]
+        if rest:
+            only = [p for group in rest for p in group["params"]]
+            groups = rest if blockwise is None else _blockwise(model, lr, weight_decay, blockwise, only)
+            members.append(torch.optim.AdamW(groups, lr=lr))
+        optimizer = Shell(members) if rest else members[0]
+    else:
+        make, options = (torch.optim.AdamW, {}) if name in MATRIX else (make, options)
+        groups = weight_decay_groups(model, weight_decay)
+        if blockwise is not None:
+            groups = _blockwise(model, lr, weight_decay, blockwise)
+        if "weight_decay" not in inspect.signature(make).parameters:
+            groups = [{key: value for key, value in group.items() if key != "weight_decay"} for group in groups]
+        optimizer = make([group for group in groups if group["params"]], lr=lr, **options)
+    if blockwise is not None and blockwise.get("fused") == "rows":
+        optimizer = BlockRows(optimizer, model)
+    for method, entry in AROUND.items():
         if methods is not None and method in methods:
-            optimizer = around(model, optimizer, **methods[method])
+            optimizer = _around(METHODS[entry].make, model, optimizer, methods[method])
     return optimizer
 
 
-def _bases(
-    model: nn.Module, name: str, lr: float, weight_decay: float, options: Mapping[str, Any] | None
-) -> list[Optimizer]:
-    kind = OPTIMIZERS[name]
+def _check(
+    kind: type[Optimizer],
+    name: str,
+    weight_decay: float,
+    options: Mapping[str, Any],
+    methods: Mapping[str, Mapping[str, Any]],
+) -> None:
     if name in REFUSED:
         raise ValueError(f"optimizer is {name!r}, but {REFUSED[name]}. Rule: one step per gradient. Take 'AdamW'.")
-    if weight_decay and "weight_decay" not in inspect.signature(kind).parameters:
+    known = inspect.signature(kind).parameters
+    if weight_decay and "weight_decay" not in known:
         raise ValueError(f"{name} has no weight decay, got {weight_decay}. Write weight_decay=0 or take 'AdamW'.")
-    named = {key: p for key, p in model.named_parameters() if p.requires_grad}
-    if not named:
-        raise ValueError(f"{type(model).__name__} has no parameter that requires grad. Unfreeze what shall be trained.")
-    options = dict(options or {})
     for option in options:
-        if option not in inspect.signature(kind).parameters or option in ("params", "lr", "weight_decay"):
-            known = [n for n in inspect.signature(kind).parameters if n not in ("params", "lr", "weight_decay")]
-            raise ValueError(f"{name} has no option {option!r}. Known: {', '.join(known)}.")
-    if name != "Muon":
-        return _split(kind, named.values(), lr, weight_decay, options)
-    embeddings = {id(layer.weight) for layer in model.modules() if isinstance(layer, nn.Embedding)}
-    tables = {id(p) for key, p in named.items() if TABLES.intersection(key.split("."))} | embeddings
-    hidden = [p for p in named.values() if p.ndim == 2 and id(p) not in tables]
-    rest = [p for p in named.values() if p.ndim != 2 or id(p) in tables]
-    made = _split(torch.optim.AdamW, rest, lr, weight_decay, {}) if rest else []
-    if hidden:
-        options.setdefault("adjust_lr_fn", "match_rms_adamw")
-        made.insert(0, torch.optim.Muon(hidden, lr=lr, weight_decay=weight_decay, **options))
-    return made
+        if option not in known or option in GIVEN:
+            names = ", ".join(key for key in known if key not in GIVEN)
+            raise ValueError(f"{name} has no option {option!r}. Known: {names}.")
+    for method in methods:
+        AROUND[method]  # raises, with the nearest name
 
 
-def _split(
-    kind: Callable[..., Optimizer],
-    params: Iterable[nn.Parameter],
+def _split(model: nn.Module, weight_decay: float) -> tuple[Groups, Groups] | None:
+    """The groups for Muon and for AdamW; None where there is no hidden matrix."""
+    blocks = {entry.name: entry for entry in classify_blocks(model)}
+    # patches are mapped, not looked up: the matrix that embeds them mixes pixels as any other mixes features
+    maps = [f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    patches = [name for name in maps if name in blocks and blocks[name].blocks == ("emb",)]
+    hidden = {"ffn", "qk", "vo"}
+    if not patches and not any(e.parameter.ndim == 2 and hidden.issuperset(e.blocks) for e in blocks.values()):
+        return None
+    rules = [(f"^{re.escape(name)}$", "ffn") for name in patches]
+    return muon_groups(model, weight_decay=weight_decay, rules=rules or None)
+
+
+def _blockwise(
+    model: nn.Module,
     lr: float,
-    decay: float,
-    options: Mapping[str, Any],
-) -> list[Optimizer]:
-    """One optimizer, in two groups: what decays and what does not."""
-    parts: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
-    for p in params:
-        parts[p.ndim < 2].append(p)
-    groups: list[dict[str, Any]] = [{"params": part} for part in parts]
-    if "weight_decay" in inspect.signature(kind).parameters:
-        groups[0]["weight_decay"], groups[1]["weight_decay"] = decay, 0.0
-    return [kind([group for group in groups if group["params"]], lr=lr, **options)]
+    weight_decay: float,
+    settings: Mapping[str, Any],
+    params: Iterable[nn.Parameter] | None = None,
+) -> Groups:
+    for name in settings:
+        if name not in BLOCKWISE:
+            raise ValueError(f"blockwise has no setting {name!r}. Known: {', '.join(BLOCKWISE)}.")
+    return blockwise_lr(model, lr, weight_decay=weight_decay, params=params, **settings)
+
+
+def _around(
+    make: Callable[..., Optimizer], model: nn.Module, optimizer: Optimizer, settings: Mapping[str, Any]
+) -> Optimizer:
+    try:
+        return make(model, lambda params: optimizer, **settings)
+    except TypeError as error:  # a setting that the method does not have
+        raise ValueError(f"{error}. Rule: the arguments of the method. Look them up in flatwing.optim.") from error

@@ -25,6 +25,7 @@ from .logs import JsonLines, TensorBoard
 from .loop import fit
 from .models import Model, build_model, sizes_for, twin
 from .optimizers import make_optimizer
+from .phases import MaskRefresh, SamPhase
 from .portions import to_device
 from .recipe import Recipe
 from .state import Metric
@@ -117,6 +118,10 @@ def _run(
     alone = twin(model) if launched() and run.parallel == "fsdp" else model
     per_step = run.batch_size * (data.shape[0] if data.task == "lm" else 1)
     hooks: list[Callback] = [*callbacks]
+    if recipe.optimizer.ire is not None:
+        hooks.append(MaskRefresh())
+    if (sam := recipe.optimizer.sam) is not None:
+        hooks.append(SamPhase(sam.rho, adaptive=sam.adaptive, share=sam.share))
     if recipe.guard is not None:
         hooks.append(DivergenceGuard(recipe.guard.factor, recipe.guard.after))
     if first:
@@ -180,7 +185,9 @@ def _optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
     part = recipe.optimizer
     methods = {"gradpower": part.gradpower, "ire": part.ire}
     chosen = {name: settings for name, settings in methods.items() if settings is not None}
-    return make_optimizer(model, part.name, part.lr, part.weight_decay, part.options, chosen)
+    return make_optimizer(
+        model, part.name, part.lr, part.weight_decay, part.options, blockwise=part.blockwise, methods=chosen
+    )
 
 
 @contextmanager

@@ -1,0 +1,72 @@
+"""Methods that need more than one gradient per step, as callbacks of the loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, final
+
+import torch
+from torch.optim import Optimizer
+from typing_extensions import override
+
+from ..optim import IRE, Shell, late, perturbed
+from .callbacks import Callback, Training
+
+
+@final
+class MaskRefresh(Callback):
+    """Feeds the masks of IRE that are made from sampled labels; IRE calls the model only when its mask is due.
+
+    Batches are pairs, and the model maps the first of a pair to logits (..., classes). Does nothing for optimizers
+    without IRE inside, and for other masks. The mask is made at the weights of the step, before any ascent.
+    """
+
+    @override
+    def on_gradient(self, training: Training) -> None:
+        """Offer the forward passes of the micro-batches of the step."""
+        method = _inside(training.optimizer, IRE)
+        if method is not None:
+            forwards = [partial(_logits, training, fetch) for fetch in training.batches]
+            method.refresh(forwards, model=training.model)
+
+
+def _logits(training: Training, fetch: Callable[[], Any]) -> torch.Tensor:
+    return training.network(fetch()[0])
+
+
+def _inside(optimizer: Optimizer, kind: type[IRE]) -> IRE | None:
+    if isinstance(optimizer, kind):
+        return optimizer
+    members = optimizer.members if isinstance(optimizer, Shell) else ()
+    return next((found for member in members if (found := _inside(member, kind)) is not None), None)
+
+
+@final
+class SamPhase(Callback):
+    """SAM in the last part of a run: the gradient of a step is taken anew at the weights moved by `rho` along it.
+
+    The phase is the last `share` of the summed learning rate, 1 being the whole run; see `flatwing.optim.late`. Both
+    gradients are of all micro-batches and ranks, and the second one is clipped. The loss that is reported is that at
+    the weights. Cost: twice the passes, while it is on. Raises `ValueError` for a share outside 0 ... 1.
+    """
+
+    def __init__(self, rho: float = 0.05, *, adaptive: bool = False, share: float = 1.0) -> None:
+        if not 0 <= share <= 1:
+            raise ValueError(f"share is {share}. Rule: between 0, never on, and 1, always on. Take 0.25.")
+        if not 0 < rho < float("inf"):
+            raise ValueError(f"rho is {rho}. Rule: a length above 0. Take 0.05.")
+        self.rho, self.adaptive, self.share = rho, adaptive, share
+        self.start = 0
+
+    @override
+    def on_start(self, training: Training) -> None:
+        """Find the step at which the phase begins."""
+        self.start = late(list(training.rates), share=self.share) if training.steps else 0
+
+    @override
+    def on_gradient(self, training: Training) -> None:
+        """Climb, and take the gradient there."""
+        if training.step >= self.start and any(p.grad is not None for p in training.model.parameters()):
+            with perturbed(training.model, self.rho, adaptive=self.adaptive):
+                training.gradient()
