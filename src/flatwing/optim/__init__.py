@@ -8,6 +8,7 @@ from .groups import Groups as Groups
 from .groups import group_by_name as group_by_name
 from .groups import muon_groups as muon_groups
 from .groups import weight_decay_groups as weight_decay_groups
+from .ire import IRE as IRE
 from .late import Late as Late
 from .late import late as late
 from .lite import LITE as LITE

@@ -111,8 +111,9 @@ def adam_second_moment(optimizer: Optimizer, params: Iterable[torch.Tensor]) -> 
     [tensor([2., 2.])]
     """
     found: list[torch.Tensor] = []
+    states = optimizer.state
     for p in params:
-        state = optimizer.state.get(p, {})
+        state = states.get(p, {})
         moment = state.get("exp_avg_sq")
         if moment is None or moment.shape != p.shape:
             raise ValueError(
