@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from ...structure import Chain
+from ..cost import TOGETHER
 from . import workers
 
 VECTOR = 64
@@ -20,6 +21,9 @@ all lie between 0.94 and 1.11 (0.88 and 1.08), and nine in ten between 0.7 and 1
 complex numbers, and tensors that the system provides page by page, which neighbours on a shared machine slow down.
 """
 
+TRAFFIC = 3
+"""So many entries, the last ones, are traffic with memory: cores do not divide it, see `TOGETHER`."""
+
 FRESH, CACHED = 32e6, 16e6
 """Bytes of a tensor from which the system gives empty pages in every call; bytes that stay in the last cache."""
 
@@ -33,10 +37,13 @@ def seconds(chain: Chain, rows: int, dtype: torch.dtype, last: bool, train: bool
     >>> seconds(Chain.butterfly(64), 100, torch.float32, False, True, 1) < 0.001
     True
     """
-    total = sum(map(float.__mul__, FORWARD, _counts(chain, rows, dtype, last, 0)))
+    parts = list(map(float.__mul__, FORWARD, _counts(chain, rows, dtype, last, 0)))
     if train:
-        total += sum(map(float.__mul__, BACKWARD, _counts(chain, rows, dtype, last, 1)))
-    return total / workers.useful(threads, total)
+        more = map(float.__mul__, BACKWARD, _counts(chain, rows, dtype, last, 1))
+        parts = list(map(float.__add__, parts, more))
+    work, traffic = sum(parts[:-TRAFFIC]), sum(parts[-TRAFFIC:])
+    useful = workers.useful(threads, work + traffic)
+    return work / useful + traffic / min(useful, TOGETHER)
 
 
 def _counts(chain: Chain, rows: int, dtype: torch.dtype, last: bool, results_like_x: int) -> list[float]:
