@@ -1,8 +1,14 @@
 """Optimizers that theory designed: one line around any optimizer of PyTorch's kind."""
 
+from typing import TYPE_CHECKING, Any
+
 from .adam_mini import AdamMini as AdamMini
+from .batch_size import BatchSizeSchedule as BatchSizeSchedule
+from .block_rows import BlockRows as BlockRows
+from .block_schedule import blockwise_schedule as blockwise_schedule
 from .blocks import Blocks as Blocks
 from .blocks import classify_blocks as classify_blocks
+from .blockwise import blockwise_lr as blockwise_lr
 from .gradpower import GradPower as GradPower
 from .groups import Groups as Groups
 from .groups import group_by_name as group_by_name
@@ -12,6 +18,7 @@ from .ire import IRE as IRE
 from .late import Late as Late
 from .late import late as late
 from .lite import LITE as LITE
+from .lite_adam import LITEAdam as LITEAdam
 from .perturb import perturbed as perturbed
 from .perturb import sam_backward as sam_backward
 from .registry import METHODS as METHODS
@@ -19,5 +26,20 @@ from .registry import Method as Method
 from .registry import list_optimizers as list_optimizers
 from .sam import ASAM as ASAM
 from .sam import SAM as SAM
+from .sharpness import block_sharpness as block_sharpness
+from .sharpness import ratios_of as ratios_of
 from .shell import Shell as Shell
 from .shell import Wrapper as Wrapper
+from .tails import Tails as Tails
+from .tails import diagnose as diagnose
+
+if TYPE_CHECKING:
+    from .max_margin import MaxMarginClassifier as MaxMarginClassifier
+
+
+def __getattr__(name: str) -> Any:
+    if name == "MaxMarginClassifier":  # here, because scikit-learn is slow to import
+        from .max_margin import MaxMarginClassifier
+
+        return MaxMarginClassifier
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

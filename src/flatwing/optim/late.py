@@ -49,7 +49,7 @@ def late(
     >>> late([0.1] * 50 + [0.01] * 50)  # the last quarter of the way begins before the decay
     42
     >>> late(lambda step: 1 - step / 100, 100)  # a straight line to 0
-    50
+    51
     """
     if isinstance(method, Optimizer):
         if not isinstance(method, Wrapper):
