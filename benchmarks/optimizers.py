@@ -28,13 +28,8 @@ from optimizers_report import write_report
 from optimizers_trial import TIERS, Trial, train
 
 RESULTS = Path(__file__).parent / "results"
-ROWS = {
-    "AdamW": ["alone", "IRE adam", "IRE sampled", "IRE random", "Blockwise published", "Blockwise measured", "GradPower"],
-    "Muon": [
-        "alone", "IRE gradient", "IRE sampled", "IRE random", "Blockwise published", "Blockwise measured", "GradPower",
-        "LITE",
-    ],
-}  # fmt: skip
+COMMON = ["IRE sampled", "IRE random", "Blockwise published", "Blockwise measured", "GradPower"]
+ROWS = {"AdamW": ["alone", "IRE adam", *COMMON], "Muon": ["alone", "IRE gradient", *COMMON, "LITE"]}
 TUNING, FRESH = 6, (1, 2, 3, 4, 5)
 HORIZONS = (0.5, 2.0)
 # what multiplies the step is looked for lower: 1 + kappa on most coordinates, the ratios of the blocks

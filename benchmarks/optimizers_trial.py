@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from typing import Any
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from flatwing.data import chunks, python_sources, windows
-from flatwing.optim import IRE, LITE, GradPower, Shell, blockwise_lr, classify_blocks, muon_groups
-from flatwing.optim.blockwise import measured_ratios
+from flatwing.optim import IRE, LITE, GradPower, Shell, block_sharpness, blockwise_lr, muon_groups, ratios_of
 from flatwing.train import Model, build_model
 
 FLOOR = 1 / 20  # of the peak learning rate, at the end of the cosine
@@ -48,7 +48,8 @@ TIERS = {
     "t1": Tier(
         "t1",
         {"vocab": 256, "width": 384, "depth": 6, "heads": 6, "kv_heads": 6, "hidden": 1024, "context": 256},
-        context=256, batch=128, steps=3000, device="cuda", lr={"AdamW": 2e-3, "Muon": 2e-3}, ascii_only=False, bf16=True,
+        context=256, batch=128, steps=3000, device="cuda", lr={"AdamW": 2e-3, "Muon": 2e-3}, ascii_only=False,
+        bf16=True,
     ),
 }  # fmt: skip
 
@@ -75,15 +76,6 @@ def corpus(split: str, ascii_only: bool) -> torch.Tensor:
     return text[text < 128] if ascii_only else text
 
 
-def learning_rates(trial: Trial, model: Model, ratios: str | None) -> tuple[list[dict[str, Any]], dict[str, float]]:
-    """The groups of AdamW, by block where the method says so, and the ratios that were used."""
-    if ratios is None:
-        return [{"params": list(model.parameters())}], {}
-    found = measured(trial.tier) if ratios == "measured" else None
-    groups = blockwise_lr(model, trial.lr, ratios=found or "published")
-    return groups, {str(group["block"]): group["lr"] / trial.lr for group in groups}
-
-
 @lru_cache
 def measured(tier: str) -> dict[str, float]:
     """Ratios from the blocks' own sharpness, after a fifth of a run of plain AdamW, seed 0: once for all trials."""
@@ -92,7 +84,7 @@ def measured(tier: str) -> dict[str, float]:
 
     def look(step: int, model: Model, tokens: torch.Tensor) -> None:
         if step == spec.steps // 5:
-            result.update(measured_ratios(model, lambda: model(tokens), draws=20, seed=0))
+            result.update(ratios_of(block_sharpness(model, lambda: model(tokens), draws=20).mean))
 
     train(Trial(tier, "AdamW", "alone", spec.lr["AdamW"], 0, horizon=0.25), look)
     return result
@@ -104,25 +96,26 @@ def make(trial: Trial, model: Model) -> tuple[torch.optim.Optimizer, dict[str, A
     ratios = name.removeprefix("Blockwise ") if name.startswith("Blockwise") else None
     adam: dict[str, Any] = {"lr": trial.lr, "betas": (0.9, 0.95), "weight_decay": 0.1}
     notes: dict[str, Any] = {}
+    chosen = measured(trial.tier) if ratios == "measured" else "published"
+
+    def split(params: Iterable[nn.Parameter]) -> list[dict[str, Any]]:
+        """Groups of some parameters, each block with a learning rate of its own where the method says so."""
+        if ratios is None:
+            return [{"params": list(params)}]
+        groups = list(blockwise_lr(model, trial.lr, chosen, params=params))
+        notes.setdefault("ratios", {}).update({group["block"]: round(group["ratio"], 3) for group in groups})
+        return groups
+
     if trial.base == "AdamW":
-        groups, notes["ratios"] = learning_rates(trial, model, ratios)
-        base: torch.optim.Optimizer = torch.optim.AdamW(groups, **adam)
+        base: torch.optim.Optimizer = torch.optim.AdamW(split(model.parameters()), **adam)
     else:
-        matrices, others = muon_groups(model)
-        hidden = [p for group in matrices for p in group["params"]]
-        if ratios is not None:  # AdamW's part and Muon's, each block with its own ratio
-            groups, notes["ratios"] = learning_rates(trial, model, ratios)
-            inside = set(hidden)
-            parts = [[p for p in group["params"] if p in inside] for group in groups]
-            matrices = [{**group, "params": part} for group, part in zip(groups, parts, strict=True) if part]
-            rest = [[p for p in group["params"] if p not in inside] for group in groups]
-            others = [{**group, "params": part} for group, part in zip(groups, rest, strict=True) if part]
-        settings = {"lr": trial.lr, "weight_decay": 0.1}
+        matrices, others = (split(p for group in part for p in group["params"]) for part in muon_groups(model))
+        settings: dict[str, Any] = {"lr": trial.lr, "weight_decay": 0.1, "adjust_lr_fn": "match_rms_adamw"}
         if name == "LITE":
-            whole = steps_of(trial)
-            muon: torch.optim.Optimizer = LITE(matrices, **settings, warmup=start, total=whole)
+            ramp = steps_of(trial) // 2
+            muon: torch.optim.Optimizer = LITE(matrices, **settings, warmup=start, ramp=ramp, floor=FLOOR)
         else:
-            muon = torch.optim.Muon(matrices, **settings, adjust_lr_fn="match_rms_adamw")
+            muon = torch.optim.Muon(matrices, **settings)
         base = Shell([muon, torch.optim.AdamW(others, **adam)])
     if name.startswith("IRE"):
         return IRE(base, mask=name.removeprefix("IRE "), start=start, seed=trial.seed), notes
@@ -152,7 +145,7 @@ def train(trial: Trial, look: Callable[[int, Model, torch.Tensor], None] | None 
     order = torch.Generator().manual_seed(trial.seed)  # same initial weights and same batches for every method
     text = corpus("train", tier.ascii_only)
     optimizer, notes = make(trial, model)
-    peaks = [group["lr"] for group in optimizer.param_groups]
+    peaks = [group.setdefault("initial_lr", group["lr"]) for group in optimizer.param_groups]
     passes, begin, broken = 0, time.perf_counter(), False
     for step in range(steps):
         rows = windows(text, tier.context, tier.batch, order).to(tier.device)
@@ -192,8 +185,3 @@ def evaluate(model: Model, tier: Tier, split: str) -> float:
         logits = model(part[:, :-1]).float()
         total += float(F.cross_entropy(logits.flatten(0, 1), part[:, 1:].flatten(), reduction="sum"))
     return total / rows[:, 1:].numel()
-
-
-def blocks_of(tier: str) -> str:
-    """Which parameter belongs to which block, as the classifier reports it."""
-    return str(classify_blocks(build_model("llama", TIERS[tier].model)))
