@@ -129,7 +129,9 @@ def test_threshold_stays_in_bounds() -> None:
     many, none = torch.eye(6), torch.zeros(6, 6)
     assert next_radius(torch.tensor(1.0), many, 0.1) == 1.0
     assert next_radius(torch.tensor(1e-3), none, 0.1) == pytest.approx(1e-3)
-    assert next_radius(torch.tensor(0.5), torch.eye(6)[:1].expand(6, 6) * 0, 0.1) == pytest.approx(0.475)
+    three, four = (torch.diag((torch.arange(20) < rank).float()) for rank in (3, 4))
+    assert next_radius(torch.tensor(0.5), three, 0.1) == pytest.approx(0.475)  # floor(0.1 * 20) + 1 = 3 are wanted
+    assert next_radius(torch.tensor(0.5), four, 0.1) == pytest.approx(0.525)
 
 
 @pytest.mark.parametrize("shape", [(32, 48), (48, 32)])
