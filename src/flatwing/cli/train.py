@@ -13,6 +13,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from .. import report
 from ..core import replacing
 from ..train import Metric
 from ..train.distributed import launched
@@ -65,7 +66,7 @@ def command(
     with watching(name, shown=not quiet) as progress:
         outcome = run_recipe(recipe, out or Path(f"flatwing-{name}"), name=name, overwrite=overwrite, progress=progress)
     if os.environ.get("RANK", "0") == "0":
-        finish(outcome, format)
+        finish(outcome, None if outcome.result is None else report.write(outcome.folder), format)
     if outcome.result is None:
         raise typer.Exit(130)
 
@@ -119,7 +120,7 @@ def validate(recipe: Recipe, format: Format) -> None:
     return None
 
 
-def finish(outcome: Outcome, format: Format) -> None:
+def finish(outcome: Outcome, page: Path | None, format: Format) -> None:
     """Say what became of the run."""
     if outcome.result is None:
         return note(f"stopped after step {outcome.step} of {outcome.steps}; the same command goes on")
@@ -130,6 +131,7 @@ def finish(outcome: Outcome, format: Format) -> None:
     for sentence in outcome.result["summary"]:
         typer.echo(sentence)
     typer.echo(f"run:    {outcome.folder}")
+    typer.echo(f"report: {page}")
     return None
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
-from .node import parse
+from .node import Node, parse
 from .record import Record, read_record
 
 
@@ -37,6 +37,20 @@ class Run:
     notes: tuple[str, ...]
 
 
+def read_result(folder: str | os.PathLike[str]) -> Node:
+    """The parsed `result.json` of a run folder; raises `ValueError` if there is none."""
+    path = Path(folder)
+    if not path.is_dir():
+        raise ValueError(f"{str(path)!r} is not a run folder: there is no such folder. Name the OUT of a flatwing run.")
+    result = text_of(path / "result.json")
+    if result is None:
+        raise ValueError(
+            f"{str(path)!r} is not a finished run: it has no result.json. "
+            "Finish the run (the same command resumes it), then ask for its report."
+        )
+    return parse(result, "result.json")
+
+
 def read_run(folder: str | os.PathLike[str]) -> Run:
     """Read a run folder.
 
@@ -44,19 +58,11 @@ def read_run(folder: str | os.PathLike[str]) -> Run:
     `ValueError` if the folder or `result.json` is missing, or a file that exists is not what its name says.
     """
     path = Path(folder)
-    if not path.is_dir():
-        raise ValueError(f"{str(path)!r} is not a run folder: there is no such folder. Name the OUT of a flatwing run.")
-    result = _text(path / "result.json")
-    if result is None:
-        raise ValueError(
-            f"{str(path)!r} is not a finished run: it has no result.json. "
-            "Finish the run (the same command resumes it), then ask for its report."
-        )
-    record = read_record(parse(result, "result.json"))
+    record = read_record(read_result(folder))
     notes: list[str] = []
-    healing, seconds = _log(_text(path / "metrics.jsonl"), notes)
-    environment = _text(path / "environment.json")
-    config = _text(path / "config.toml")
+    healing, seconds = _log(text_of(path / "metrics.jsonl"), notes)
+    environment = text_of(path / "environment.json")
+    config = text_of(path / "config.toml")
     notes += [
         f"{name} is not in the run folder."
         for name, text in (("environment.json", environment), ("config.toml", config))
@@ -67,14 +73,15 @@ def read_run(folder: str | os.PathLike[str]) -> Run:
         record=record,
         healing=healing,
         seconds=seconds,
-        environment={} if environment is None else _flat(parse(environment, "environment.json").value),
+        environment=environment_of(environment),
         config=config,
         model=_inside(path, record.model or "model.safetensors"),
         notes=tuple(notes),
     )
 
 
-def _text(path: Path) -> str | None:
+def text_of(path: Path) -> str | None:
+    """The content of a text file, None if there is none; raises `ValueError` if it cannot be read."""
     if not path.exists():
         return None
     try:
@@ -95,7 +102,9 @@ def _inside(folder: Path, name: str) -> Path | None:
     return path if path.is_file() else None
 
 
-def _flat(values: dict[str, Any]) -> dict[str, str]:
+def environment_of(text: str | None) -> dict[str, str]:
+    """The entries of `environment.json`, as texts."""
+    values: dict[str, Any] = {} if text is None else parse(text, "environment.json").value
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items()}
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..core import replacing
-from . import words
+from . import training, words
 from .charts import Chart, Series, line_chart
 from .compare import measure_of, view_cards, view_landmarks, view_latency, view_stages
-from .folder import Run, Step, read_run
+from .folder import Run, Step, read_result, read_run
 from .layers import SHOWN, view_layers
 from .magnitudes import magnitudes, opened
 from .record import Layer, Point, Record, Value
@@ -43,16 +43,24 @@ def write(run_dir: str | os.PathLike[str], out: str | os.PathLike[str] | None = 
             f"cannot write a report to {str(out)!r}: its suffix is {Path(out).suffix!r}. Rule: .html. "
             f"Write for example {str(Path(out).with_suffix('.html'))!r}."
         )
-    run = read_run(run_dir)
-    path = run.folder / NAME if out is None else Path(out)
+    result = read_result(run_dir)
+    if training.is_training(result):
+        text = _fill("training.html", training.context(training.read_training(Path(run_dir), result)))
+    else:
+        text = render(read_run(run_dir))
+    path = Path(run_dir) / NAME if out is None else Path(out)
     with replacing(path) as temporary:
         # a lone surrogate, which JSON can hold, is no character of UTF-8
-        temporary.write_bytes(render(run).encode("utf-8", "replace"))
+        temporary.write_bytes(text.encode("utf-8", "replace"))
     return path
 
 
 def render(run: Run) -> str:
-    """The page of a run as text."""
+    """The page of a compression as text."""
+    return _fill("report.html", context(run))
+
+
+def _fill(template: str, values: dict[str, Any]) -> str:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -64,7 +72,7 @@ def render(run: Run) -> str:
     )
     names = ("count", "short", "plain", "significant", "percent", "measured", "times", "duration", "breakable")
     environment.filters.update({name: getattr(words, name) for name in names})
-    return environment.get_template("report.html").render(**context(run))
+    return environment.get_template(template).render(**values)
 
 
 def context(run: Run) -> dict[str, Any]:

@@ -216,7 +216,8 @@ def _heal(node: Node) -> Heal:
     return Heal(node.count("steps"), node.text("optimizer"), node.number("lr"), node.number("seconds", least=0))
 
 
-def _value(node: Node | None, key: str) -> Value | None:
+def value_of(node: Node | None, key: str) -> Value | None:
+    """The measured number under a key, {"value": ..., "stderr": ...}; None where there is none."""
     child = node.child(key) if node is not None else None
     value = child.number("value") if child is not None else None
     return None if child is None or value is None else Value(value, child.number("stderr", least=0))
@@ -225,12 +226,12 @@ def _value(node: Node | None, key: str) -> Value | None:
 def _metrics(node: Node) -> Metrics:
     agreement = node.child("agreement")
     return Metrics(
-        loss=_value(node, "loss"),
-        perplexity=_value(node, "perplexity"),
-        accuracy=_value(node, "accuracy"),
-        kl=_value(agreement, "kl"),
-        top1=_value(agreement, "top1"),
-        cosine=_value(agreement, "cosine"),
+        loss=value_of(node, "loss"),
+        perplexity=value_of(node, "perplexity"),
+        accuracy=value_of(node, "accuracy"),
+        kl=value_of(agreement, "kl"),
+        top1=value_of(agreement, "top1"),
+        cosine=value_of(agreement, "cosine"),
         parameters=node.count("parameters"),
         linear_parameters=node.count("linear_parameters"),
         bytes=node.count("bytes"),
@@ -279,9 +280,9 @@ def _landmark(node: Node) -> Landmark:
     node.require("name")
     return Landmark(
         name=node.text("name") or "",
-        loss=_value(node, "loss"),
-        accuracy=_value(node, "accuracy"),
-        kl=_value(node, "agreement_kl"),
+        loss=value_of(node, "loss"),
+        accuracy=value_of(node, "accuracy"),
+        kl=value_of(node, "agreement_kl"),
         bytes=node.count("bytes"),
         parameters=node.count("parameters"),
         flops=node.count("flops"),
