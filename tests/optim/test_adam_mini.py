@@ -8,15 +8,19 @@ import pytest
 import torch
 import transformers as hf
 from torch import nn
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.placement_types import _StridedShard
 
 from distributed import run_ranks
 from flatwing.optim.adam_mini import AdamMini, adam_mini_direction
+from flatwing.optim.block_rows import BlockRows
 from flatwing.optim.blocks import classify_blocks
+from flatwing.optim.blockwise import blockwise_lr
 from flatwing.optim.groups import weight_decay_groups
-from flatwing.optim.partition import mean_squares, partition_of
+from flatwing.optim.partition import Partition, mean_squares, partition_of
 from flatwing.train import ByteLM
 
 TINY = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 4}
@@ -132,6 +136,19 @@ def test_groups_with_their_own_settings() -> None:
     assert optimizer.param_groups[0]["param_names"][0] == "embed.weight"
 
 
+def test_blocks_at_their_own_rates() -> None:
+    model = nn.TransformerEncoderLayer(8, 2, 16)
+    blocks = classify_blocks(model)
+    groups = blockwise_lr(model, 1e-3, fused="rows")
+    optimizer = BlockRows(AdamMini(groups, eps=0.0, weight_decay=0.0, blocks=blocks), blocks)
+    before = model.self_attn.in_proj_weight.detach().clone()
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    moved = (before - model.self_attn.in_proj_weight.detach())[:, 0]
+    torch.testing.assert_close(moved, torch.tensor([8e-3] * 16 + [4e-3] * 8), rtol=1e-3, atol=0)
+
+
 def test_half_precision_keeps_the_second_moment_in_float32_through_a_checkpoint() -> None:
     model = nn.Linear(8, 4).to(torch.bfloat16)
     optimizer = stepped(model)
@@ -237,9 +254,9 @@ def fsdp_rank(rank: int, world: int) -> tuple[list[torch.Tensor], list[torch.Ten
     optimizer = AdamMini(model, lr=0.01)
     mine = TOKENS.chunk(world)[rank]
     train(model, optimizer, mine, 2)
-    saved = copy.deepcopy(optimizer.state_dict())
+    saved = copy.deepcopy(get_optimizer_state_dict(model, optimizer))
     optimizer = AdamMini(model, lr=0.01)
-    optimizer.load_state_dict(saved)
+    set_optimizer_state_dict(model, optimizer, saved)
     train(model, optimizer, mine, 2)
     seconds = [optimizer.state[p]["exp_avg_sq"] for p in model.parameters()]
     return (
@@ -258,7 +275,7 @@ def test_fsdp_is_one_process(world: int) -> None:
             torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-9)
 
 
-def column_rank(rank: int, world: int) -> list[torch.Tensor]:
+def column_rank(rank: int, world: int) -> tuple[list[torch.Tensor], list[str]]:
     """The same step with every matrix cut by columns, or held whole, on each rank."""
     mesh = init_device_mesh("cpu", (world,))
     results = []
@@ -274,14 +291,26 @@ def column_rank(rank: int, world: int) -> list[torch.Tensor]:
             p.grad = distribute_tensor(g, mesh, p.placements)
         AdamMini(model, lr=0.1).step()
         results += [p.full_tensor().detach() for p in model.parameters()]
-    return results
+    experts = distribute_tensor(torch.ones(2, 4, 6), mesh, [Shard(2)])
+    strided = DTensor.from_local(torch.ones(2, 6), mesh, [_StridedShard(0, split_factor=2)], run_check=False)
+    messages = []
+    for gradient, keep in ((experts, (0, 1)), (strided, (0,))):
+        partition = Partition("mlp.experts", tuple(gradient.shape), keep, None if keep[1:] else torch.arange(4))
+        try:
+            mean_squares([(gradient, partition)])
+        except ValueError as error:
+            messages.append(str(error))
+    return results, messages
 
 
 def test_shards_by_column_are_reduced() -> None:
-    expected = Net()
-    torch.manual_seed(5)
-    first, second = run_ranks(column_rank, 2)
-    count = len(list(expected.parameters()))
+    (first, messages), (second, _) = run_ranks(column_rank, 2)
+    count = len(list(Net().parameters()))
     for p, q in zip(first[:count], first[count:], strict=True):
         torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
     assert all(torch.equal(p, q) for p, q in zip(first, second, strict=True))
+    assert messages[0].startswith(
+        "mlp.experts of shape (2, 4, 6) is sharded inside its rows. Rule: along dimension 0 or 1"
+    )
+    assert messages[1].startswith("mlp.experts is placed as _StridedShard")
+    assert len(messages) == 2

@@ -11,6 +11,7 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 
 from distributed import run_ranks
+from flatwing.data.corpus import python_sources, windows
 from flatwing.optim import muon_groups
 from flatwing.optim.block_rows import BlockRows
 from flatwing.optim.block_schedule import blockwise_factor, blockwise_schedule
@@ -333,3 +334,30 @@ def test_fsdp_is_one_process(world: int) -> None:
             torch.testing.assert_close(p.detach(), q, rtol=0, atol=1e-5)
         assert sharpness == ranks[0][1]
         assert all(0 < value < math.inf for value in sharpness.values())
+
+
+def test_blocks_of_a_language_model_differ_as_the_paper_says() -> None:
+    """After a tenth of a run qk < ffn < vo and norms have sharpened; with 128 symbols the embedding is not flat."""
+    config = {"hidden_size": 64, "intermediate_size": 172, "num_hidden_layers": 2, "num_attention_heads": 4}
+    model = hf.LlamaForCausalLM(hf.LlamaConfig(vocab_size=128, num_key_value_heads=4, **config))
+    text, generator = python_sources("train", limit_bytes=500_000).clamp(max=127), torch.Generator().manual_seed(0)
+    probe = windows(text, 64, 16, generator)[:, :-1]
+
+    def measure() -> dict[str, float]:
+        return block_sharpness(model, lambda: model(probe).logits, draws=4).mean
+
+    start = measure()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3, betas=(0.9, 0.95), weight_decay=0.1)
+    for k in range(100):
+        optimizer.param_groups[0]["lr"] = 4e-3 * min(1.0, (k + 1) / 50)
+        tokens = windows(text, 64, 16, generator)
+        loss = nn.functional.cross_entropy(model(tokens[:, :-1]).logits.flatten(0, 1), tokens[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+    end = measure()
+    assert end["qk"] < end["ffn"] < end["vo"]
+    assert end["norm"] > 4 * start["norm"]
+    assert end["emb"] > end["ffn"]
+    assert ratios_of(end)["qk"] > ratios_of(end)["ffn"] > ratios_of(end)["vo"]

@@ -91,6 +91,12 @@ def test_norms_over_several_dimensions_do_not_decay() -> None:
     assert decay["param_names"] == ["1.weight"]
 
 
+def test_vectors_of_any_rank_do_not_decay() -> None:
+    model = nn.ParameterDict({"token": nn.Parameter(torch.zeros(1, 1, 6)), "table": nn.Parameter(torch.zeros(2, 6))})
+    decay, rest = weight_decay_groups(model, 0.1)
+    assert (decay["param_names"], rest["param_names"]) == (["table"], ["token"])
+
+
 def test_muon_takes_hidden_matrices() -> None:
     model = hf.MixtralForCausalLM(hf.MixtralConfig(**GQA, num_key_value_heads=2, num_local_experts=2))
     matrices, rest = muon_groups(model, weight_decay=0.1)

@@ -41,8 +41,9 @@ def blockwise_lr(
         lr: learning rate of a block of ratio 1, in the unit of the optimizer that takes the groups; for the published
             ratios, the one that is best for plain AdamW.
         ratios: "published": emb 10, qk 8, ffn 6, vo 4, norm 1, head 1, tuned on language models with large
-            vocabularies, and wrong where the embedding is not flat, such as on bytes; "measured": `ratios_of` the
-            `block_sharpness` of this model now, which needs `forward`; or a mapping from blocks to ratios.
+            vocabularies, and wrong where the embedding is not flat, as on bytes it need not be; "measured":
+            `ratios_of` the `block_sharpness` of this model now, which needs `forward`; or a mapping from blocks to
+            ratios.
         weight_decay: "weight_decay" of every group; not mentioned if None.
         decouple_wd: divide it by the ratio. AdamW decays by lr * weight_decay, so a block of ratio r decays r times as
             fast; decoupled, all decay equally fast.
@@ -50,7 +51,8 @@ def blockwise_lr(
             "refuse"; "min", its smallest ratio; "rows", its largest ratio, with the rest left to `BlockRows`, which
             must then go around the optimizer.
         params: only these, for instance what Muon leaves to AdamW; all trainable ones by default.
-        forward: for "measured": a function that returns logits of a batch, as for `block_sharpness`.
+        forward: for "measured": a function that returns logits of a batch, as for `block_sharpness`; under DDP or FSDP2
+            it calls their module, so that all ranks measure the same.
         rules: as for `classify_blocks`.
 
     Each group has "params", "param_names", "block" ("qk+vo" for a fused tensor), "lr" and "ratio"; `blockwise_schedule`

@@ -24,7 +24,7 @@ def local_rows(tensor: torch.Tensor, dim: int, name: str = "a parameter") -> tup
             continue
         if type(placement).__name__ != "Shard":
             raise ValueError(
-                f"{name} is placed as {placement}. Rule: Shard or Replicate, whose rows lie together. "
+                f"{name} is placed as {type(placement).__name__}. Rule: Shard or Replicate, whose rows lie together. "
                 "Leave that tensor to an optimizer that works entry by entry, such as AdamW."
             )
         if placement.is_shard(dim % tensor.ndim):
