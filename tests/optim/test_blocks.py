@@ -96,8 +96,15 @@ def test_our_models(name: str) -> None:
     model = MODELS[name]()
     blocks = classify_blocks(model)
     assert sum(blocks.counts.values()) == sum(p.numel() for p in model.parameters())
-    assert blocks.counts["other"] == 0
-    assert blocks.counts["head"] == sum(p.numel() for p in model.get_submodule("head").parameters())
+    assert all(isinstance(model.get_submodule(e.name.rsplit(".", 1)[0]), nn.Conv2d) for e in blocks["other"])
+    assert blocks.counts["head"] == sum(p.numel() for key, p in model.named_parameters() if "head." in key)
+
+
+def test_our_decoder_with_grouped_queries_and_tied_tables() -> None:
+    blocks = classify_blocks(MODELS["llama"](width=16, depth=1, heads=4, kv_heads=2, tied=True))
+    assert {p.heads for e in blocks["qk"] for p in e.parts} == {4, 2}
+    assert [e.aliases for e in blocks["emb"]] == [("lm_head.weight",)]
+    assert blocks["head"] == ()
 
 
 def test_rows_of_fused_projections() -> None:
