@@ -24,7 +24,7 @@ def late(method: Wrapper, schedule: Schedule, steps: int | None = None, *, share
 @overload
 def late(method: Schedule, schedule: int | None = None, *, share: float = 0.25) -> int: ...
 def late(
-    method: Wrapper | Schedule,
+    method: Optimizer | Schedule,
     schedule: Schedule | int | None = None,
     steps: int | None = None,
     *,
@@ -144,9 +144,11 @@ def learning_rates(schedule: Schedule, steps: int | None = None) -> list[float]:
         raise ValueError("steps is missing. Rule: a schedule that is not a list needs a length. Pass steps=...")
     if not isinstance(schedule, LRScheduler):
         return [float(schedule(step)) for step in range(steps)]
-    if schedule.last_epoch != 0:
+    # a ChainedScheduler counts in its members only
+    position = max(getattr(each, "last_epoch", 0) for each in [schedule, *getattr(schedule, "_schedulers", [])])
+    if position > 0:
         raise ValueError(
-            f"the scheduler is at step {schedule.last_epoch}. Rule: at 0, or the sum is not of all training. "
+            f"the scheduler is at step {position}. Rule: at 0, or the sum is not of all training. "
             "Ask before load_state_dict; `Late` keeps its start when resumed."
         )
     return _simulate(schedule, steps)
