@@ -69,6 +69,7 @@ def _cut(values, work, step, tails, write, tolerance, eps, scratch):
     group, pitch, squared = _layout(step)
     groups = -(-c1 // group)
     direct = small == 2 and not flip  # two long rows are best left where they are
+    blocks = scratch[: group * small * pitch].reshape((group, small, pitch))
     us, used = _array(scratch, group * small * pitch, group, small)
     ws, used = _array(scratch, used, group, large)
     gs, used = _array(scratch, used, 1, small)
@@ -89,11 +90,11 @@ def _cut(values, work, step, tails, write, tolerance, eps, scratch):
                     scratch[j * pitch + t] = np.conj(row[j])
         elif not direct:
             for t in range(rows):
+                begin = at + t * stride
+                row = node[begin : begin + count * columns].reshape((count, columns))
                 for n in range(count):
-                    begin, to = at + t * stride + n * columns, (n * small + t) * pitch
-                    row, out = node[begin : begin + columns], scratch[to : to + columns]
                     for j in range(columns):
-                        out[j] = row[j]
+                        blocks[n, t, j] = row[n, j]
         for n in range(count):
             u, w = us[n], ws[n]
             if write and not flip:  # in its place right away
@@ -103,7 +104,7 @@ def _cut(values, work, step, tails, write, tolerance, eps, scratch):
                 x = at + n * columns
                 tail = two_rows(node[x : x + large], node[x + stride : x + stride + large], u, w)
             else:
-                block, _ = _array(scratch, n * small * pitch, small, pitch)
+                block = blocks[n]
                 if small == 2:
                     tail = two_rows(block[0, :large], block[1, :large], u, w)
                 else:
