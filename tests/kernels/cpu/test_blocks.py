@@ -230,4 +230,4 @@ def test_predicted_time_grows_with_the_work() -> None:
     assert seconds() < seconds(dtype=torch.float64) < seconds(dtype=torch.complex128)
     assert 2 * seconds() < seconds(train=True)
     big = (Chain.monarch(4096, 4096, blocks=64), 4096, torch.float32, False, False)
-    assert blocks.seconds(*big, 4) == pytest.approx(blocks.seconds(*big, 1) / 4)
+    assert blocks.seconds(*big, 1) / 4 < blocks.seconds(*big, 4) < blocks.seconds(*big, 1), "memory is shared"
