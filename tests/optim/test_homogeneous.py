@@ -111,6 +111,14 @@ def test_steps_shorten_as_the_radius_grows(normalize: str, power: int) -> None:
     assert sizes[1] / sizes[0] == pytest.approx(2.0**power, rel=1e-4)
 
 
+def test_gradients_of_zero_are_a_step_of_nothing() -> None:
+    net = perceptron(4, 5, 2)
+    optimizer = PRGD(net, warmup=0)
+    for p in net.parameters():
+        p.grad = torch.zeros_like(p)
+    assert moved(net, optimizer).norm() == 0
+
+
 def test_the_radius_has_a_cap() -> None:
     net = perceptron(4, 5, 2)
     optimizer = PRGD(net, lr=1e-3, warmup=1, cycle=2, growth=10.0, radius_cap=30.0)

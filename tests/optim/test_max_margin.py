@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from sklearn.base import clone
-from sklearn.datasets import load_digits, load_iris, load_wine
+from sklearn.datasets import load_breast_cancer, load_digits, load_iris, load_wine
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
@@ -127,6 +127,16 @@ def test_no_more_passes_than_allowed() -> None:
     with pytest.warns(ConvergenceWarning, match=r"after 5 passes"):
         model = MaxMarginClassifier(max_iter=5).fit(x, y)
     assert model.dual_gap_ > 1e-3
+
+
+def test_where_rounding_is_in_the_way_it_stops_and_says_so() -> None:
+    x, y = load_breast_cancer(return_X_y=True)  # features from 1e-3 to 1e3, a margin of 1e-3
+    of = np.random.default_rng(3).permutation(len(y))[:398]  # a part on which the active set would go round
+    with pytest.warns(ConvergenceWarning, match=r"Rounding is in the way: .* StandardScaler"):
+        model = MaxMarginClassifier(tol=0.0).fit(x[of], y[of])
+    assert model.separable_
+    assert model.n_iter_ < 1000
+    assert model.dual_gap_ < 1e-4
 
 
 def test_pipelines_searches_clones_and_pickles() -> None:
