@@ -119,6 +119,16 @@ def test_without_a_direction_the_weights_stay(value: float) -> None:
         assert all(p.grad is None for p in model.parameters())
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_one_entry_that_is_not_finite_is_enough(value: float) -> None:
+    model = network()
+    before = copies(model)
+    loss_of(model).backward()
+    model[0].weight.grad[0, 0] = value
+    with perturbed(model, rho=0.1):
+        assert equal(model, before)
+
+
 def test_half_precision_moves_as_float32_does_and_rounds_once() -> None:
     w = nn.Parameter(torch.tensor([1.0, 0.5], dtype=torch.float16))
     w.grad = torch.tensor([6e-7, 0.0], dtype=torch.float16)  # rho / norm is far above the largest float16

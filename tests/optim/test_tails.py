@@ -51,6 +51,20 @@ def test_the_error_is_that_of_batches_not_of_coordinates() -> None:
     assert abs(kurtoses.mean()) < 3 * kurtoses.std() / math.sqrt(150)
 
 
+def test_the_error_is_from_the_influence_of_each_batch() -> None:
+    half = noise(1.5, 25, 1)
+    g = torch.cat([half, -half])  # symmetric: moving the mean does nothing in first order
+
+    def lightness(weight: torch.Tensor) -> torch.Tensor:
+        w = weight[:, None] / weight.sum()
+        r = g - (w * g).sum(0)
+        logs = r.abs().log()
+        return 1 + (w * logs).sum() - (w * r.square() * logs).sum() / (w * r.square()).sum()
+
+    influence = torch.func.jacrev(lightness)(torch.ones(50, dtype=torch.float64)) * 50
+    assert tails(g).error == pytest.approx(influence.std().item() / math.sqrt(50), rel=1e-2)
+
+
 def test_few_batches_look_gaussian_but_keep_the_sign() -> None:
     heavy = [tails(noise(1.0, n, 3000)).lightness for n in (12, 30, 120)]
     assert heavy == sorted(heavy, reverse=True)

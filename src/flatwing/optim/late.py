@@ -39,7 +39,9 @@ def late(
     Of several groups the first that learns counts. A schedule that is stepped once per epoch counts in epochs.
 
     Why not steps: late SAM leaves the sharp place that the base found only by moving, and after a decay there is too
-    little left to move. The sum is a budget and not a law: at equal sums a higher rate does more.
+    little left to move. The sum is a budget and not a law: at equal sums a higher rate does more. On digits at a
+    constant rate, share=0.25 comes near full SAM's sharpness at 62 % of its gradients; 0.05 is sharper than no SAM at
+    all, because the weights first climb out of where they were (benchmarks/late_sam.py).
     Raises `ValueError` for a share outside 0...1, rates that are negative, not finite or all 0, or a schedule that
     does not say how long it is or depends on the course of training. Cost: one run of the schedule, no gradients.
     Source of the idea: Zhou et al. 2024 (arXiv:2410.10373), who count epochs.
