@@ -125,6 +125,17 @@ def test_half_precision_is_boosted_by_the_exact_move_not_the_rounded_one() -> No
     assert float(p.detach()[0]) == pytest.approx(1 - 7e-3, abs=2e-3)
 
 
+def test_half_precision_is_rounded_once() -> None:
+    p, m, v = (torch.rand(1000).bfloat16() for _ in range(3))
+    flat, exact, wide = torch.ones(1000, dtype=torch.bool), p.clone(), p.double()
+    boost.of_adam(p, m, v, flat, -1.3, -0.3, 1e-8)
+    wanted = wide - 1.3 * m.double() / (v.double().sqrt() + 1e-8) - 0.3 * wide
+    assert float((p == wanted.bfloat16()).float().mean()) > 0.99
+    boost.of_move(exact, m, flat, 1.7, 0.1)
+    wanted = wide + 1.7 * (wide - m.double() + 0.1 * m.double())
+    assert float((exact == wanted.bfloat16()).float().mean()) > 0.99
+
+
 def test_parameters_without_a_gradient_stay() -> None:
     params = parameters()
     base = optim.AdamW(params)

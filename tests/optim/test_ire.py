@@ -49,7 +49,7 @@ def share(optimizer: IRE) -> float:
     return float(sum(mask.sum() for mask in masks)) / sum(mask.numel() for mask in masks)
 
 
-@pytest.mark.parametrize("settings", [{"kappa": 0.0}, {"start": 8}, {"gamma": 0.0}])
+@pytest.mark.parametrize("settings", [{"kappa": 0.0}, {"start": 8}, {"start": 13, "interval": 4}, {"gamma": 0.0}])
 @pytest.mark.parametrize("base", [adamw, sgd])
 def test_off_or_not_begun_or_nothing_flat_is_the_base_bit_for_bit(base: Any, settings: dict[str, Any]) -> None:  # I1
     bare, wrapped = network(), network()

@@ -11,7 +11,10 @@ from torch.distributed import ProcessGroup
 from .sharded import SUM, local, over_shards, shard_groups
 
 CHUNK = 1 << 17
-"""Entries that are looked at together: what is computed of them stays in the cache."""
+"""Entries that are looked at together: what is computed of them stays in the cache of a CPU."""
+
+ELSEWHERE = 1 << 24
+"""As many on an accelerator, where each piece costs launches and a wait."""
 
 DIGITS = ((20, 12), (10, 10), (0, 10))  # shift and width of each digit of a float's 32 bits; sign and exponent first
 
@@ -77,11 +80,12 @@ def _bits(tensors: list[torch.Tensor]) -> Iterator[Bits]:
     """The bit patterns of all entries here, small tensors together and large ones in pieces."""
     waiting: list[torch.Tensor] = []
     size = 0
-    for tensor in tensors:
-        for piece in local(tensor).detach().reshape(-1).split(CHUNK):
+    for tensor in map(local, tensors):
+        limit = CHUNK if tensor.device.type == "cpu" else ELSEWHERE
+        for piece in tensor.detach().reshape(-1).split(limit):
             waiting.append(piece.float())
             size += piece.numel()
-            if size >= CHUNK:
+            if size >= limit:
                 yield (torch.cat(waiting) if len(waiting) > 1 else waiting[0]).view(torch.int32)
                 waiting, size = [], 0
     if size:
