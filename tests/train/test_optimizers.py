@@ -1,9 +1,12 @@
 """Every optimizer of torch by its name; what the loop cannot drive is refused with the reason."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
+from flatwing.optim import IRE, LITE, AdamMini, BlockRows, GradPower, Shell
 from flatwing.train import OPTIMIZERS, ByteLM
 from flatwing.train.optimizers import REFUSED, make_optimizer
 
@@ -83,3 +86,51 @@ def test_unknown_name_and_missing_decay_are_refused() -> None:
         make_optimizer(nn.Linear(2, 2), "Adan", 0.1)
     with pytest.raises(ValueError, match=r"Rprop has no weight decay, got 0\.1"):
         make_optimizer(nn.Linear(2, 2), "Rprop", 0.1, weight_decay=0.1)
+
+
+def test_learning_rates_by_block_reach_the_groups() -> None:
+    ratios = {"emb": 3.0, "qk": 4.0, "vo": 2.0, "ffn": 2.5, "norm": 1.0, "head": 0.5}
+    optimizer = make_optimizer(small(), "AdamW", 0.1, 0.2, blockwise={"ratios": ratios, "decouple_wd": True})
+    rates = {group["block"]: group["lr"] / 0.1 for group in optimizer.param_groups}
+    assert rates == pytest.approx(ratios)
+    assert all(group["lr"] * group["weight_decay"] == pytest.approx(0.02) for group in optimizer.param_groups)
+    muon, rest = make_optimizer(small(), "Muon", 0.1, blockwise={"ratios": ratios}).members  # type: ignore[attr-defined]
+    assert [group["lr"] for group in muon.param_groups] == [0.1]
+    assert {group["block"] for group in rest.param_groups} == {"emb", "norm", "head"}
+
+
+def test_fused_rows_get_their_own_rates() -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 16)
+    optimizer = make_optimizer(layer, "AdamW", 0.1, blockwise={"ratios": "published", "fused": "rows"})
+    assert type(optimizer) is BlockRows
+
+
+def test_methods_go_around_in_their_order() -> None:
+    methods = {"ire": {"kappa": 2.0}, "gradpower": {"p": 1.5}}
+    optimizer = make_optimizer(small(), "Muon", 0.1, methods=methods)
+    assert isinstance(optimizer, IRE)
+    assert isinstance(optimizer.base, GradPower)
+    assert type(optimizer.base.base) is Shell
+    assert {(group["kappa"], group["p"]) for group in optimizer.param_groups} == {(2.0, 1.5)}
+
+
+def test_lite_and_adam_mini_are_made_for_the_model() -> None:
+    lite, rest = make_optimizer(small(), "LITE", 0.1, 0.2, {"chi": 3.0}).members  # type: ignore[attr-defined]
+    assert (type(lite), type(rest)) == (LITE, torch.optim.AdamW)
+    assert {group["chi"] for group in lite.param_groups} == {3.0}
+    assert type(make_optimizer(small(), "AdamMini", 0.1)) is AdamMini
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"methods": {"ier": {}}}, "unknown method 'ier', did you mean 'ire'"),
+        ({"methods": {"gradpower": {"q": 1.0}}}, "unknown setting of gradpower 'q'"),
+        ({"methods": {"ire": {"base": 1.0}}}, "unknown setting of ire 'base'"),
+        ({"blockwise": {"ratio": {}}}, "unknown setting of blockwise 'ratio', did you mean 'ratios'"),
+        ({"blockwise": {}, "name": "AdamMini"}, "AdamMini has no learning rates by block"),
+    ],
+)
+def test_unknown_methods_and_settings_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_optimizer(small(), **{"name": "AdamW", "lr": 0.1} | settings)

@@ -13,12 +13,14 @@ from torch.optim import Optimizer
 
 from ..core import Registry
 from ..optim import (
+    IRE,
     LITE,
-    METHODS,
     AdamMini,
     BlockRows,
+    GradPower,
     Groups,
     Shell,
+    Wrapper,
     blockwise_lr,
     classify_blocks,
     muon_groups,
@@ -40,10 +42,10 @@ for _name, _kind in sorted(vars(torch.optim).items()):
 OPTIMIZERS.register("AdamMini")(AdamMini)
 OPTIMIZERS.register("LITE")(LITE)
 
-AROUND: Registry[str] = Registry("method")
-"""Methods of `flatwing.optim` that go around an optimizer, from the innermost to the outermost."""
-for _name in ("GradPower", "IRE"):  # what changes gradients goes inside what changes steps
-    AROUND.register(_name.lower())(_name)
+AROUND: Registry[type[Wrapper]] = Registry("method")
+"""Methods that go around an optimizer, from the innermost to the outermost."""
+for _name, _method in (("gradpower", GradPower), ("ire", IRE)):  # what changes gradients inside what changes steps
+    AROUND.register(_name)(_method)
 
 
 def make_optimizer(
@@ -105,9 +107,9 @@ def make_optimizer(
         optimizer = make([group for group in groups if group["params"]], lr=lr, **options)
     if blockwise is not None and blockwise.get("fused") == "rows":
         optimizer = BlockRows(optimizer, model)
-    for method, entry in AROUND.items():
+    for method, wrapper in AROUND.items():
         if methods is not None and method in methods:
-            optimizer = _around(METHODS[entry].make, model, optimizer, methods[method])
+            optimizer = cast(Any, wrapper)(optimizer, **methods[method])
     return optimizer
 
 
@@ -127,8 +129,8 @@ def _check(
         if option not in known or option in GIVEN:
             names = ", ".join(key for key in known if key not in GIVEN)
             raise ValueError(f"{name} has no option {option!r}. Known: {names}.")
-    for method in methods:
-        AROUND[method]  # raises, with the nearest name
+    for method, settings in methods.items():
+        _require_settings(method, list(inspect.signature(AROUND[method]).parameters)[1:], settings)
 
 
 def _split(model: nn.Module, weight_decay: float) -> tuple[Groups, Groups] | None:
@@ -151,16 +153,13 @@ def _blockwise(
     settings: Mapping[str, Any],
     params: Iterable[nn.Parameter] | None = None,
 ) -> Groups:
-    for name in settings:
-        if name not in BLOCKWISE:
-            raise ValueError(f"blockwise has no setting {name!r}. Known: {', '.join(BLOCKWISE)}.")
+    _require_settings("blockwise", BLOCKWISE, settings)
     return blockwise_lr(model, lr, weight_decay=weight_decay, params=params, **settings)
 
 
-def _around(
-    make: Callable[..., Optimizer], model: nn.Module, optimizer: Optimizer, settings: Mapping[str, Any]
-) -> Optimizer:
-    try:
-        return make(model, lambda params: optimizer, **settings)
-    except TypeError as error:  # a setting that the method does not have
-        raise ValueError(f"{error}. Rule: the arguments of the method. Look them up in flatwing.optim.") from error
+def _require_settings(what: str, known: Iterable[str], settings: Iterable[str]) -> None:
+    names: Registry[str] = Registry(f"setting of {what}")
+    for name in known:
+        names.register(name)(name)
+    for name in settings:
+        names[name]  # raises, with the nearest name

@@ -62,7 +62,7 @@ class SamPhase(Callback):
     @override
     def on_start(self, training: Training) -> None:
         """Find the step at which the phase begins."""
-        self.start = late(list(training.rates), share=self.share) if training.steps else 0
+        self.start = late(list(training.rates), share=self.share) if any(training.rates) else 0
 
     @override
     def on_gradient(self, training: Training) -> None:

@@ -77,7 +77,7 @@ def _each(batch: Any, change: Any) -> Any:
         return change(batch)
     if isinstance(batch, Mapping):
         return {key: _each(value, change) for key, value in batch.items()}
-    if isinstance(batch, Sequence):
+    if isinstance(batch, Sequence) and not isinstance(batch, str | bytes):
         changed = [_each(value, change) for value in batch]
         if hasattr(batch, "_fields"):
             return type(batch)(*changed)  # a named tuple

@@ -1,0 +1,143 @@
+"""A recipe leaves a run folder: whole, loadable, the same after an interruption, and nobody else's."""
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from flatwing.data import open_data
+from flatwing.train import Callback, Training, load_model
+from flatwing.train.evaluate import measure
+from flatwing.train.recipe import Recipe, parse_recipe, read_recipe
+from flatwing.train.run import Outcome, make_parts, run_recipe
+
+SHORT = ["model.width=16", "run.steps=8", "run.evaluate_every=3", "schedule.warmup=2"]
+NAMES = ("checkpoint.safetensors", "config.toml", "environment.json", "metrics.jsonl", "model.safetensors")
+FILES = [*NAMES, "result.json"]
+
+
+def short(*values: str) -> Recipe:
+    return read_recipe("digits-mlp", [*SHORT, *values])
+
+
+class StopAfter(Callback):
+    """As Ctrl-C after a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_metric(self, training: Training, metric: dict[str, Any]) -> None:
+        training.stop = metric["step"] == self.step
+
+
+def weights(folder: Path) -> bytes:
+    model = load_model(folder / "model.safetensors")
+    return b"".join(tensor.numpy().tobytes() for tensor in model.state_dict().values())
+
+
+def test_run_folder_is_whole(tmp_path: Path) -> None:
+    recipe, seen = short(), []
+    outcome = run_recipe(recipe, tmp_path / "run", name="mine", progress=lambda *told: seen.append(told))
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == FILES
+    assert parse_recipe(tomllib.loads((tmp_path / "run" / "config.toml").read_text())) == recipe
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(9))
+    assert [line["step"] for line in lines if "score" in line] == [0, 3, 6, 8]
+    assert [(told[0]["step"], *told[1:]) for told in seen] == [(step, 8, 64) for step in range(9)]
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result == outcome.result
+    assert (result["command"], result["name"], result["task"]) == ("train", "mine", "classification")
+    model = load_model(tmp_path / "run" / "model.safetensors").eval()
+    data = open_data("digits")
+    assert result["metrics"]["test"] == measure(model, data.evaluation("test", 256))
+    assert result["metrics"]["valid"]["loss"]["value"] == min(line["score"] for line in lines if "score" in line)
+    assert "8 steps of 64 samples" in result["summary"][0]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        (),
+        ("optimizer.name=Muon", 'optimizer.ire={mask="sampled", interval=2, start=1}', "run.precision=bf16"),
+        ("optimizer.ire={interval=2, ramp=3}", "optimizer.gradpower={}", "run.precision=fp16", "run.micro_batch=24"),
+        ("optimizer.sam={rho=0.1, share=0.5}", "optimizer.blockwise={ratios={ffn=2.0, head=1.0}}"),
+        ("model.budget=0.3", "optimizer.name=AdamMini", "guard={}"),
+    ],
+)
+@pytest.mark.parametrize("stop", [2, 5])
+def test_interrupted_run_goes_on_to_the_same_bytes(tmp_path: Path, values: tuple[str, ...], stop: int) -> None:
+    recipe = short(*values)
+    whole = run_recipe(recipe, tmp_path / "whole")
+    halted = run_recipe(recipe, tmp_path / "two", callbacks=[StopAfter(stop)])
+    assert halted == Outcome(str(tmp_path / "two"), stop, 8, None)
+    assert not (tmp_path / "two" / "result.json").exists()
+    gone_on = run_recipe(recipe, tmp_path / "two")
+    assert whole.result is not None
+    assert gone_on.result is not None
+    assert gone_on.result["metrics"] == whole.result["metrics"]
+    assert weights(tmp_path / "two") == weights(tmp_path / "whole")
+
+
+def test_lm_recipe_counts_tokens(tmp_path: Path) -> None:
+    sizes = ["model.width=16", "model.depth=1", "model.heads=2", "data.length=16", "data.vocab=128"]
+    short = ["run.steps=2", "run.batch_size=3", "run.evaluate_samples=8", "optimizer.ire.start=1"]
+    outcome = run_recipe(read_recipe("llama-bytes-ire", sizes + short), tmp_path / "run")
+    assert outcome.result is not None
+    assert outcome.result["training"]["per_step"] == 48
+    assert outcome.result["metrics"]["test"]["samples"] == 8
+    assert load_model(tmp_path / "run" / "model.safetensors").config()["vocab"] == 128
+
+
+def test_same_recipe_twice_is_read_back_and_another_is_refused(tmp_path: Path) -> None:
+    first = run_recipe(short(), tmp_path / "run")
+    again = run_recipe(short("run.threads=2", "run.micro_batch=7"), tmp_path / "run")
+    assert first.result is not None
+    assert again.result is not None
+    assert again.result["metrics"] == first.result["metrics"]
+    config = (tmp_path / "run" / "config.toml").read_bytes()
+    with pytest.raises(ValueError, match=r"has a run with optimizer\.lr=0\.003, this one has 0\.5.*--overwrite"):
+        run_recipe(short("optimizer.lr=0.5"), tmp_path / "run")
+    assert (tmp_path / "run" / "config.toml").read_bytes() == config
+    other = run_recipe(short("optimizer.lr=0.5"), tmp_path / "run", overwrite=True)
+    assert other.result is not None
+    assert other.result["metrics"] != first.result["metrics"]
+
+
+def test_folders_of_others_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "photo.jpg").write_text("x")
+    with pytest.raises(ValueError, match=r"has files but no config\.toml"):
+        run_recipe(short(), tmp_path)
+    with pytest.raises(ValueError, match="is a file"):
+        run_recipe(short(), tmp_path / "photo.jpg")
+    assert [path.name for path in tmp_path.iterdir()] == ["photo.jpg"]
+
+
+def test_epochs_are_steps_over_the_training_samples() -> None:
+    assert make_parts(short("run.epochs=2", "run.batch_size=100")).steps == 26  # 2 * 1258 / 100, rounded up
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("model.name=digits-mpl", "unknown architecture 'digits-mpl', did you mean 'digits-mlp'"),
+        ("model.widht=3", "unknown argument of DigitsMLP 'widht', did you mean 'width'"),
+        ("data.name=python", "model 'digits-mlp' is for 'classification', data 'python' are 'lm'"),
+        ("data.sede=1", "unknown option of data 'digits' 'sede', did you mean 'seed'"),
+        ("run.batch_size=0", "run.batch_size is 0"),
+        ("run.threads=0", "run.threads is 0"),
+        ("run.device=tpu", "run.device is 'tpu'. Rule: auto, cpu"),
+        ("run.precision=fp8", "unknown precision 'fp8'"),
+        ("optimizer.name=AdmaW", "unknown optimizer 'AdmaW', did you mean 'AdamW'"),
+        ("optimizer.ire={kapa=1}", "unknown setting of ire 'kapa', did you mean 'kappa'"),
+        ("optimizer.gradpower={p=-1.0}", "p is -1"),
+        ("schedule.name=cosin", "unknown schedule 'cosin', did you mean 'cosine'"),
+    ],
+)
+def test_what_cannot_be_run_is_refused(tmp_path: Path, value: str, message: str) -> None:
+    threads = torch.get_num_threads()
+    with pytest.raises(ValueError, match=message):
+        run_recipe(short(value), tmp_path / "run")
+    assert torch.get_num_threads() == threads
