@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from .registry import Method, add
-from .sharded import all_finite, local
+from .sharded import SUM, local, over_shards
 from .shell import Wrapper
 
 
@@ -33,8 +33,8 @@ def power(g: Inexact[torch.Tensor, "*shape"], p: float, unit: float = 1.0) -> In
     wide = g.to(torch.promote_types(g.dtype, torch.float32))
     if p == 0:  # 0 to the power 0 would be 1
         return (wide.sgn() * unit).to(g.dtype)
-    size = (wide.abs() / unit).pow(p) * unit
-    return (size * wide.sgn() if g.is_complex() else size.copysign(wide)).to(g.dtype)
+    size = wide.abs().div_(unit).pow_(p).mul_(unit)
+    return (size * wide.sgn() if g.is_complex() else size.copysign_(wide)).to(g.dtype)
 
 
 @final
@@ -79,13 +79,13 @@ class GradPower(Wrapper):
                 for parameter in group["params"]:
                     if parameter.grad is not None and p != 1:
                         gradients[parameter] = parameter.grad
-                        powered = parameter.grad.clone()  # of a DTensor, too; its shards are filled below
+                        powered = torch.empty_like(parameter.grad)  # a DTensor like it, whose shard is filled
                         local(powered).copy_(power(local(parameter.grad), p, unit))
                         parameter.grad = powered
-            if all_finite([q.grad for q in gradients if q.grad is not None]):
-                self.base.step()
-            else:
+            if _overflow([q.grad for q in gradients if q.grad is not None]):
                 self._skip()
+            else:
+                self.base.step()
         finally:
             for parameter, gradient in gradients.items():
                 parameter.grad = gradient
@@ -98,6 +98,15 @@ class GradPower(Wrapper):
                 stacklevel=6,
             )
         self.skipped += 1
+
+
+def _overflow(powers: list[torch.Tensor]) -> bool:
+    """Whether a power, or the sum of a tensor of them, is beyond float32; over all shards."""
+    if not powers:
+        return False
+    # a sum reads memory much faster than a largest entry, and what is not finite stays so in it
+    sums = (local(g).sum(dtype=torch.promote_types(g.dtype, torch.float32)) for g in powers)
+    return bool(over_shards(powers, ((~total.isfinite()).to(torch.int32) for total in sums), SUM))
 
 
 def unit_of(group: dict[str, Any]) -> float:
