@@ -190,6 +190,13 @@ def test_no_other_switch_is_better(total: int, s: float, beta: float, noise: flo
 def test_easy_tasks_take_the_large_batch_throughout() -> None:
     assert optimal_switch(10**10, 1, 4, 1.0, 2.0) == 0.0
     assert two_stage(10**10, 1, 4, 1.0, 2.0) == ((0, 4),)
+    # with little noise only in the end: the share of small batches falls with the size of the data
+    shares = [optimal_switch(total, 1, 4, 0.6, 2.0, 0.01) / total for total in (10**5, 10**9, 10**15, 10**30)]
+    assert shares == sorted(shares, reverse=True)
+    assert 0.7 < shares[0] < 0.9
+    assert shares[-1] == 0.0
+    _, (switch, _) = two_stage(10**5, 1, 4, 0.6, 2.0, 0.01)
+    assert switch / 10**5 == pytest.approx(shares[0], abs=0.04)
 
 
 def test_stages_of_the_theory_make_a_schedule() -> None:

@@ -197,7 +197,7 @@ def excess_loss(
 def optimal_switch(total: int, small: int, large: int, s: float, beta: float, noise: float = 1.0) -> float:
     """The number of samples after which to go from batches of `small` to `large`, by minimizing `excess_loss`.
 
-    Between 0, where the large batch is best throughout (easy tasks, s > 1 - 1/beta, once total is large), and `total`.
+    Between 0, where the large batch is best throughout, and `total`. Tasks with s > 1 - 1/beta are easy: `two_stage`.
     Raises `ValueError` as `excess_loss` does. Cost: under a millisecond.
 
     >>> optimal_switch(10**8, 1, 4, s=1.0, beta=2.0)
@@ -224,9 +224,11 @@ def optimal_switch(total: int, small: int, large: int, s: float, beta: float, no
 def two_stage(total: int, small: int, large: int, s: float, beta: float, noise: float = 1.0) -> tuple[Stage, ...]:
     """Stages for `BatchSizeSchedule`, switching where one more small batch gains what its noise costs, to first order.
 
-    Hard tasks, s <= 1 - 1/beta: late, (total - switch) / total ~ total^-((1 - 1/beta - s) / (2 - 1/beta)). Easy ones:
-    the large batch throughout. Raises `ValueError` as `excess_loss` does. Source: arXiv:2602.14208; the balance is
-    s T^(-s-1) = noise (T_late + 1)^-(2 - 1/beta) / large, the derivative of `excess_loss` without its last small term.
+    Hard tasks, s < 1 - 1/beta: late, (total - switch) / total ~ total^-((1 - 1/beta - s) / (2 - 1/beta)). Easy ones:
+    the earlier the larger `total`, in the end the large batch throughout; with little noise that end is far away.
+    Raises `ValueError` as `excess_loss` does. Source: arXiv:2602.14208; the balance is
+    s T^(-s-1) = noise (T_late + 1)^-(2 - 1/beta) / large with T = total / small, the derivative of `excess_loss`
+    without its smaller terms; `optimal_switch` has them, and is somewhat later.
 
     >>> two_stage(100_000_000, 64, 256, s=0.3, beta=2.0)
     ((0, 64), (96694203, 256))
@@ -234,8 +236,6 @@ def two_stage(total: int, small: int, large: int, s: float, beta: float, noise: 
     ((0, 256),)
     """
     _require_law(total, small, large, s, beta, noise)
-    if s > 1 - 1 / beta:
-        return ((0, large),)
     late = (noise * (total / small) ** (s + 1) / (s * large)) ** (1 / (2 - 1 / beta)) - 1
     switch = round(total - large * max(0.0, late))
     return ((0, small), (switch, large)) if switch > 0 else ((0, large),)
