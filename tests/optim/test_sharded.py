@@ -61,3 +61,7 @@ def test_one_entry_that_is_not_finite_is_found(value: float) -> None:
     assert all_finite(tensors)
     tensors[1][1, 0] = value
     assert not all_finite(tensors)
+
+
+def test_a_sum_that_overflows_is_looked_at_again() -> None:
+    assert all_finite([torch.full((4,), 3e38), torch.full((4,), 6e4, dtype=torch.float16)])
