@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from flatwing.train import DigitsMLP, fit
+from flatwing.train import Callback, DigitsMLP, Training, fit
 
 X = torch.randn(40, 64, generator=torch.Generator().manual_seed(1))
 Y = (X @ torch.randn(64, 10, generator=torch.Generator().manual_seed(2))).argmax(1)
@@ -201,3 +201,78 @@ def test_bad_arguments_are_refused_before_any_work(argument: dict[str, object], 
 
     with pytest.raises(ValueError, match=message):
         fit(mlp(), never, **({"steps": 1, "lr": 0.1} | argument))
+
+
+@pytest.mark.parametrize("micro", [1, 3, 8])
+def test_micro_batches_add_up_to_the_batch(micro: int) -> None:
+    whole, parts, seen = mlp(), mlp(), []
+
+    def loss(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        seen.append(len(batch[1]))
+        return F.cross_entropy(model(batch[0]), batch[1])
+
+    expected = fit(whole, batches, steps=5, lr=1e-2)
+    metrics = fit(parts, batches, steps=5, lr=1e-2, loss=loss, micro_batch=micro)
+    assert seen == {1: [1] * 8, 3: [3, 3, 2], 8: [8]}[micro] * 5
+    torch.testing.assert_close(list(parts.parameters()), list(whole.parameters()), rtol=0, atol=1e-5)
+    assert all(mine == pytest.approx(other, rel=1e-4) for mine, other in zip(metrics, expected, strict=True))
+
+
+def test_fetch_turns_the_numbers_of_a_micro_batch_into_samples() -> None:
+    drawn, fetched, by_hand = mlp(), mlp(), []
+
+    def fetch(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        by_hand.append(len(rows))
+        return X[rows], Y[rows]
+
+    expected = fit(drawn, batches, steps=3, lr=1e-2, micro_batch=4)
+    numbers = fit(
+        fetched, lambda s, g: torch.randint(40, (8,), generator=g), fetch=fetch, steps=3, lr=1e-2, micro_batch=4
+    )
+    assert numbers == expected
+    assert by_hand == [4, 4] * 3
+
+
+def test_fp16_computes_in_half_precision_and_skips_steps_that_overflow() -> None:
+    seen, weights = [], []
+
+    def loss(model: nn.Module, batch: int) -> torch.Tensor:
+        logits = model(X)
+        seen.append(logits.dtype)
+        weights.append(bytes_of(model))
+        # times the first loss scale, 65536, the gradient of step 3 is above what float32 holds
+        return F.cross_entropy(logits.float(), Y) * (1e36 if batch == 2 else 1.0)
+
+    model = mlp()
+    metrics = fit(model, lambda step, g: step, steps=5, lr=1e-2, loss=loss, precision="fp16")
+    assert set(seen) == {torch.float16}
+    assert [m.get("skipped") for m in metrics] == [None, None, 1, None, None]
+    assert "norm" not in metrics[2]
+    assert weights[3] == weights[2]
+    assert len(set(weights)) == 4
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_fp16_that_overflows_at_every_scale_is_an_error() -> None:
+    def loss(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        return model(x).sum().mul(0).sqrt()  # 0 with infinite slope
+
+    with pytest.raises(FloatingPointError, match="norm is nan at step 17"):
+        fit(mlp(), lambda step, g: X, steps=30, lr=1e-2, loss=loss, precision="fp16")
+
+
+def test_groups_fall_from_their_own_rates_to_a_common_floor() -> None:
+    rates = []
+
+    class Spy(Callback):
+        def on_metric(self, training: Training, metric: dict[str, float]) -> None:
+            rates.append([group["lr"] for group in training.optimizer.param_groups])
+
+    def optimizer(model: nn.Module) -> torch.optim.Optimizer:
+        first, *rest = model.parameters()
+        return torch.optim.SGD([{"params": [first], "lr": 0.4}, {"params": rest}], lr=0.1)
+
+    metrics = fit(mlp(), batches, steps=4, lr=0.1, floor=0.5, schedule="linear", optimizer=optimizer, callbacks=[Spy()])
+    assert [rate for _, rate in rates] == pytest.approx([0.1, 0.0875, 0.075, 0.0625])
+    assert [rate for rate, _ in rates] == pytest.approx([0.4, 0.3125, 0.225, 0.1375])  # to 0.05 as the others
+    assert [metric["lr"] for metric in metrics] == pytest.approx([rate for _, rate in rates])

@@ -7,8 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from flatwing.train import OPTIMIZERS, Metric, fit
+from flatwing.optim import IRE
+from flatwing.train import OPTIMIZERS, Callback, Metric, Training, cross_entropy, fit
 from flatwing.train.optimizers import REFUSED
+from flatwing.train.state import RUN
+from flatwing.train.storage import load_tensors
 
 X = torch.randn(40, 6, generator=torch.Generator().manual_seed(1))
 Y = X[:, :3].argmax(1)
@@ -54,6 +57,8 @@ def bytes_of(model: nn.Module) -> bytes:
         pytest.param({}, id="plain"),
         pytest.param({"evaluate": evaluate, "keep": "best"}, id="best"),
         pytest.param({"optimizer": "Muon", "precision": "bf16"}, id="two optimizers, bf16"),
+        pytest.param({"precision": "fp16", "micro_batch": 3}, id="fp16, micro-batches"),
+        pytest.param({"optimizer": lambda model: around(model)}, id="counters in groups, masks"),
     ],
 )
 def test_interrupted_run_ends_with_the_same_bytes(tmp_path: Path, stop: int, settings: dict[str, object]) -> None:
@@ -99,6 +104,58 @@ def test_finished_run_is_read_back(tmp_path: Path) -> None:
     assert bytes_of(second) == bytes_of(first)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+def around(model: nn.Module) -> torch.optim.Optimizer:
+    return IRE(torch.optim.AdamW(model.parameters(), lr=0.05), kappa=2.0, interval=3, ramp=5)
+
+
+def test_loss_scale_and_numbers_of_groups_are_kept(tmp_path: Path) -> None:
+    path, found = tmp_path / "run.safetensors", []
+
+    class Look(Callback):
+        def on_start(self, training: Training) -> None:
+            found.append([dict(group, params=None) for group in training.optimizer.param_groups])
+
+    def overflows(model: nn.Module, batch: object) -> torch.Tensor:
+        return cross_entropy(model, batch) * 1e36  # at any loss scale from 1000 on
+
+    settings = {"steps": 9, "lr": 0.05, "precision": "fp16", "every": 1, "optimizer": around, "checkpoint": path}
+    with pytest.raises(Interruption, match=r"^$"):
+        run(make(), 4, **settings, loss=overflows)
+    _, notes = load_tensors(path, RUN)
+    assert notes["scaler"]["scale"] == 65536 / 2**3  # three steps are saved, all of them skipped
+    fit(make(), batches, **settings, callbacks=[Look()])
+    fit(make(), batches, **settings, callbacks=[Look()])
+    before, after = found[0][0], found[1][0]
+    assert (before["ire_step"], after["ire_step"]) == (0, 6)
+    assert after["betas"] == (0.9, 0.999)
+    assert type(after["betas"]) is tuple
+
+
+def test_checkpoint_in_its_own_rhythm(tmp_path: Path) -> None:
+    path, steps = tmp_path / "run.safetensors", []
+
+    class Look(Callback):
+        def on_metric(self, training: Training, metric: Metric) -> None:
+            steps.append(load_tensors(path, RUN)[1]["step"] if path.exists() else 0)
+
+    run(make(), steps=7, every=2, save_every=3, checkpoint=path, callbacks=[Look()])
+    assert steps == [0, 0, 0, 3, 3, 3, 6]  # as a step is reported, before it is saved
+    assert load_tensors(path, RUN)[1]["step"] == 7
+
+
+def test_another_optimizers_groups_are_refused(tmp_path: Path) -> None:
+    def one(model: nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.SGD(list(model.parameters()), lr=0.1)
+
+    def two(model: nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.SGD([{"params": [p]} for p in model.parameters()], lr=0.1)
+
+    two.__name__ = "one"
+    run(make(), checkpoint=tmp_path / "run.safetensors", optimizer=one)
+    with pytest.raises(ValueError, match="1 groups of parameters, this run has 6. Rule: the same optimizer"):
+        run(make(), checkpoint=tmp_path / "run.safetensors", optimizer=two)
 
 
 def wider() -> nn.Module:

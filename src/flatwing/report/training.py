@@ -11,6 +11,7 @@ from .charts import Chart, Series, line_chart
 from .folder import environment_of, text_of
 from .node import Node, parse
 from .record import FORMAT, VERSION, Value, value_of
+from .words import count
 
 SPLITS: Final = ("valid", "test")
 NAMES: Final = {"valid": "Held-out data", "test": "Test data"}
@@ -165,7 +166,7 @@ def _facts(node: Node | None) -> dict[str, str]:
         "steps": node.count("steps"),
         f"{node.text('unit') or 'samples'} per step": node.count("per_step"),
     }
-    facts = {name: f"{value:,}" for name, value in numbers.items() if value is not None}
+    facts = {name: count(value) for name, value in numbers.items() if value is not None}
     if (optimizer := node.text("optimizer")) is not None:
         facts["optimizer"] = optimizer
     if (lr := node.number("lr", least=0)) is not None:

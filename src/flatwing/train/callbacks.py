@@ -14,6 +14,7 @@ from torch import nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from .distributed import launched
 from .state import Metric
 
 SMOOTHING = 0.1  # of the loss that the guard compares: about the last ten steps
@@ -111,6 +112,8 @@ class DivergenceGuard(Callback):
 class StopOnSignal(Callback):
     """Ctrl-C or SIGTERM ends the run after the step that is being made, so that it can be saved; twice ends at once.
 
+    Under torchrun Ctrl-C comes twice, from the terminal and from torchrun, so there only a kill ends at once.
+
     Use it as a context around the run; `caught` says whether it was.
 
     >>> with StopOnSignal() as stopper:
@@ -132,7 +135,8 @@ class StopOnSignal(Callback):
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.caught = True
-        self._restore()  # the next one is heard as usual
+        if not launched():
+            self._restore()  # the next one is heard as usual
 
     def _restore(self) -> None:
         while self._before:

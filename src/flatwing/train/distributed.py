@@ -58,6 +58,7 @@ def group(device: torch.device) -> Iterator[torch.device]:
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield device
+        dist.barrier()  # nobody leaves while others still talk
     finally:
         dist.destroy_process_group()
 

@@ -99,10 +99,13 @@ class State:
                 _, index, key = name.split(".", 2)
                 at = int(index)
                 entries.setdefault(at, {})[key] = parted(value, owners[at]) if torch.is_tensor(value) else value
-        groups = [
-            _restored(group, saved)
-            for group, saved in zip(optimizer.state_dict()["param_groups"], notes["groups"], strict=True)
-        ]
+        own = optimizer.state_dict()["param_groups"]
+        if len(own) != len(notes["groups"]):
+            raise ValueError(
+                f"{str(path)!r} has {len(notes['groups'])} groups of parameters, this run has {len(own)}. "
+                "Rule: the same optimizer in the same groups. Make it as it was, or name another file."
+            )
+        groups = [_restored(group, saved) for group, saved in zip(own, notes["groups"], strict=True)]
         optimizer.load_state_dict({"state": entries, "param_groups": groups})
         if scaler is not None and notes["scaler"]:
             scaler.load_state_dict(notes["scaler"])
