@@ -9,6 +9,7 @@ import pytest
 
 from flatwing.report import write
 from flatwing.report.training import smooth
+from flatwing.report.words import count
 
 RESULT: dict[str, Any] = {
     "format": "flatwing.run", "version": 1, "command": "train", "name": "<b>mine</b>", "task": "classification",
@@ -36,16 +37,8 @@ def folder(path: Path, result: dict[str, Any] = RESULT, tail: str = "") -> Path:
 
 def test_page_shows_what_was_measured(tmp_path: Path) -> None:
     page = write(folder(tmp_path)).read_text()
-    for text in (
-        "0.500 ± 0.010",
-        "0.625 ± 0.013",
-        "90.0 ± 2.0 %",
-        "1,359",
-        "12,345",
-        "2,048",
-        "tokens per step",
-        "2.13",
-    ):
+    numbers = (count(1359), count(12345), count(2048))
+    for text in ("0.500 ± 0.010", "0.625 ± 0.013", "90.0 ± 2.0 %", *numbers, "tokens per step", "2.13"):
         assert text in page, text
     assert "&lt;b&gt;mine&lt;/b&gt;" in page
     assert "Trained &amp; measured." in page

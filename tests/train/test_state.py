@@ -154,7 +154,7 @@ def test_another_optimizers_groups_are_refused(tmp_path: Path) -> None:
 
     two.__name__ = "one"
     run(make(), checkpoint=tmp_path / "run.safetensors", optimizer=one)
-    with pytest.raises(ValueError, match="1 groups of parameters, this run has 6. Rule: the same optimizer"):
+    with pytest.raises(ValueError, match=r"1 groups of parameters, this run has 6\. Rule: the same optimizer"):
         run(make(), checkpoint=tmp_path / "run.safetensors", optimizer=two)
 
 
