@@ -3,8 +3,8 @@
     python benchmarks/optimizers.py [--tier t0] [--workers 2] [--rows "AdamW/IRE adam,..."] [--report]
 
 Protocol. Every row (a base and a method) gets the same number of trials to find its learning rate: a grid of factors
-of 2 until the best is in the interior, then of sqrt(2), on one seed, judged on `valid` at the end of the run. The rate
-found is then run on fresh seeds, the same initial weights and batches for every row, and judged on `test`; what is
+of 2 until the best is in the interior, then of sqrt(2), judged by the mean of two seeds on `valid` at the end of the
+run (of one seed, the luckiest rate at the edge of stability would win). The rate found is then run on fresh seeds, the same initial weights and batches for every row, and judged on `test`; what is
 reported is the mean difference to the base over these pairs with a 95 % interval. Other settings are the defaults of
 the methods: nothing but the learning rate is tuned. The bases also run half and twice as long, so that a difference
 can be said in steps. Stop it at any time: finished trials are in benchmarks/results/ and are not run again.
@@ -21,6 +21,7 @@ from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from datetime import UTC, datetime
 from multiprocessing import get_context
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ from optimizers_trial import TIERS, Trial, train
 RESULTS = Path(__file__).parent / "results"
 COMMON = ["IRE sampled", "IRE random", "Blockwise published", "Blockwise measured", "GradPower"]
 ROWS = {"AdamW": ["alone", "IRE adam", *COMMON], "Muon": ["alone", "IRE gradient", *COMMON, "LITE"]}
-TUNING, FRESH = 6, (1, 2, 3, 4, 5)
+RATES, TUNING, FRESH = 5, (101, 102), (1, 2, 3, 4, 5)  # rates that are tried; seeds to try and to report them on
 HORIZONS = (0.5, 2.0)
 # what multiplies the step is looked for lower: 1 + kappa on most coordinates, the ratios of the blocks
 BEGIN = {"IRE": 0.5, "Blockwise": 0.25}
@@ -78,17 +79,18 @@ def machine(tier: str) -> str:
 
 
 def tune(trials: Trials, tier: str, base: str, method: str) -> float:
-    """The best learning rate of a row, found with exactly `TUNING` trials."""
+    """The best learning rate of a row, found with exactly `RATES` rates on the seeds `TUNING`."""
     factor = next((f for name, f in BEGIN.items() if method.startswith(name)), 1.0)
     first = TIERS[tier].lr[base] * factor
     tried: dict[float, float] = {}
 
     def try_rates(powers: list[float]) -> None:
-        results = trials.run([Trial(tier, base, method, first * 2**power, 0) for power in powers])
-        tried.update({power: r["valid"] for power, r in zip(powers, results, strict=True)})
+        results = trials.run([Trial(tier, base, method, first * 2**power, seed) for power in powers for seed in TUNING])
+        for k, power in enumerate(powers):
+            tried[power] = mean(r["valid"] for r in results[k * len(TUNING) : (k + 1) * len(TUNING)])
 
     try_rates([-1.0, 0.0, 1.0])
-    while len(tried) < TUNING:
+    while len(tried) < RATES:
         best = min(tried, key=tried.__getitem__)
         if best == min(tried):
             step = [best - 1]
@@ -97,7 +99,7 @@ def tune(trials: Trials, tier: str, base: str, method: str) -> float:
         else:  # interior: the neighbours half a factor away, then the untried rate nearest to the best
             near = [best + d / 2 for d in (1, -1) if best + d / 2 not in tried]
             step = near or [best + d / 4 for d in (1, -1) if best + d / 4 not in tried]
-        try_rates(step[: TUNING - len(tried)])
+        try_rates(step[: RATES - len(tried)])
     return first * 2 ** min(tried, key=tried.__getitem__)
 
 

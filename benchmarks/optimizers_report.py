@@ -12,9 +12,13 @@ from typing import Any
 from scipy.stats import t as student
 
 
-def best_rate(records: list[dict[str, Any]]) -> tuple[float, bool]:
-    """The learning rate with the lowest loss on seed 0, and whether rates on both sides were worse."""
-    tuning = {r["lr"]: r["valid"] for r in records if r["seed"] == 0 and r["horizon"] == 1}
+def best_rate(records: list[dict[str, Any]], seeds: Sequence[int]) -> tuple[float, bool]:
+    """The learning rate with the lowest mean loss on those seeds, and whether rates on both sides were worse."""
+    found: dict[float, list[float]] = {}
+    for r in records:
+        if r["seed"] in seeds and r["horizon"] == 1:
+            found.setdefault(r["lr"], []).append(r["valid"])
+    tuning = {lr: mean(values) for lr, values in found.items()}
     best = min(tuning, key=tuning.__getitem__)
     return best, min(tuning) < best < max(tuning)
 
@@ -32,7 +36,7 @@ def steps_worth(difference: float, at: dict[float, float]) -> float:
     return 2 ** (difference / slope)
 
 
-def table(records: list[dict[str, Any]], fresh: Sequence[int]) -> list[dict[str, Any]]:
+def table(records: list[dict[str, Any]], tuning: Sequence[int], fresh: Sequence[int]) -> list[dict[str, Any]]:
     """One entry per row, in the order of the trials' file; rows whose fresh seeds are not all there are left out."""
     rows: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for record in records:
@@ -41,7 +45,7 @@ def table(records: list[dict[str, Any]], fresh: Sequence[int]) -> list[dict[str,
     curves: dict[str, dict[float, float]] = {}
     entries = []
     for (base, method), mine in rows.items():
-        lr, interior = best_rate(mine)
+        lr, interior = best_rate(mine, tuning)
         at = [r for r in mine if r["lr"] == lr]
         ends[base, method] = {r["seed"]: r["test"] for r in at if r["horizon"] == 1 and r["seed"] in fresh}
         if len(ends[base, method]) < len(fresh):
@@ -51,7 +55,7 @@ def table(records: list[dict[str, Any]], fresh: Sequence[int]) -> list[dict[str,
             curves[base] = {h: mean(values) for h, values in by.items() if values}
         entries.append({
             "base": base, "method": method, "lr": lr, "interior": interior,
-            "trials": sum(r["horizon"] == 1 and r["seed"] == 0 for r in mine),
+            "trials": sum(r["horizon"] == 1 and r["seed"] in tuning for r in mine),
             "loss": mean(ends[base, method].values()),
             "passes": mean(r["passes"] for r in at), "seconds": mean(r["seconds"] for r in at if r["horizon"] == 1),
             "ratios": next((r["ratios"] for r in at if r.get("ratios")), None),
@@ -85,11 +89,13 @@ def markdown(entries: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def write_report(tier: str, records: list[dict[str, Any]], tuning: int, fresh: Sequence[int], folder: Path) -> None:
+def write_report(
+    tier: str, records: list[dict[str, Any]], tuning: Sequence[int], fresh: Sequence[int], folder: Path
+) -> None:
     """Print the table, write it as JSON and the differences as a picture."""
-    entries = table(records, fresh)
+    entries = table(records, tuning, fresh)
     machines = sorted({f"{r['machine']}, {r['date']}" for r in records})
-    summary = {"tier": tier, "tuning_trials": tuning, "seeds": list(fresh), "machines": machines, "rows": entries}
+    summary = {"tier": tier, "tuning_seeds": list(tuning), "seeds": list(fresh), "machines": machines, "rows": entries}
     (folder / f"optimizers_{tier}.json").write_text(json.dumps(summary, indent=1) + "\n")
     print(markdown(entries))
     compared = [e for e in entries if "difference" in e]

@@ -21,7 +21,7 @@ from flatwing.optim import IRE, LITE, GradPower, Shell, block_sharpness, blockwi
 from flatwing.train import Model, build_model
 
 FLOOR = 1 / 20  # of the peak learning rate, at the end of the cosine
-WARMUP = 0.05  # of the run
+WARMUP = 0.1  # of the run
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ TIERS = {
     "t0": Tier(
         "t0",
         {"vocab": 128, "width": 64, "depth": 2, "heads": 4, "kv_heads": 4, "hidden": 172, "context": 64},
-        context=64, batch=16, steps=800, device="cpu",
+        context=64, batch=16, steps=600, device="cpu",
     ),
     "t1": Tier(
         "t1",
