@@ -9,8 +9,14 @@ from .choose import choose as choose
 from .factorization import Factorization as Factorization
 from .factorization import SplitReport as SplitReport
 from .fixed import factorize_fixed as factorize_fixed
+from .hierarchical import SCHEMES as SCHEMES
+from .hierarchical import Scheme as Scheme
+from .hierarchical import hierarchical as hierarchical
 from .metric import Metric as Metric
 from .order import ORDERS as ORDERS
+from .palm import palm as palm
+from .projections import PROJECTIONS as PROJECTIONS
+from .projections import Projection as Projection
 from .solvers import SOLVERS as SOLVERS
 from .solvers import BlockSolver as BlockSolver
 from .solvers import Truncation as Truncation

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,12 +12,16 @@ from jaxtyping import Bool, Num
 
 from ..structure import Support
 
-SWEEPS, POLISH = 50, 2000
+SWEEPS = 50
+# Steps of L-BFGS after each start, and for the best ones. Where no optimum exists the error falls for ever as the
+# factors grow: a long run of every start would take the time and change no verdict.
+SHORT, LONG, FINALISTS = 200, 2000, 3
 SLOW = 1e-4  # relative progress of a sweep below which L-BFGS takes over
 RIDGE = 1e-12  # of the largest diagonal entry: keeps the systems solvable where factors run away
 SAME = 1e-6  # relative difference of errors that counts as the same end
 
 Matrix = Num[np.ndarray, "_ _"]
+Mask = Bool[np.ndarray, "_ _"]
 
 
 def descend(
@@ -31,11 +37,11 @@ def descend(
     spends less on a call than torch. Cost of a sweep: a least-squares problem per distinct row and column support.
     """
     target = A.numpy(force=True)
-    S, T = (support.array for support in supports)
+    masks = S, T = [support.array for support in supports]
     generator = np.random.default_rng(seed)
-    ends: list[tuple[float, Matrix, Matrix]] = []
+    ends: list[tuple[float, list[Matrix]]] = []
     for start in range(starts):
-        X, Y = (_random(mask, target.dtype, generator) for mask in (S, T))
+        X, Y = (random_factor(mask, target.dtype, generator) for mask in masks)
         error = np.inf
         for _ in range(SWEEPS):
             X = _rows(target, Y, S)
@@ -43,24 +49,27 @@ def descend(
             before, error = error, float(np.linalg.norm(target - X @ Y))
             if not error < before * (1 - SLOW):
                 break
-        X, Y = _polish(target, X, Y, S, T)
-        ends.append((float(np.linalg.norm(target - X @ Y)), X, Y))
+        X, Y = polish(target, [X, Y], masks, SHORT)
+        ends.append((float(np.linalg.norm(target - X @ Y)), [X, Y]))
         if progress is not None:
             progress("descents", start + 1, starts)
-    best, X, Y = min(ends, key=lambda end: end[0])
-    same = sum(error <= best * (1 + SAME) + 1e-14 for error, _, _ in ends)
+    ends.sort(key=lambda end: end[0])
+    ready = [polish(target, factors, masks, LONG) for _, factors in ends[:FINALISTS]]
+    X, Y = min(ready, key=lambda end: float(np.linalg.norm(target - end[0] @ end[1])))
+    same = sum(error <= ends[0][0] * (1 + SAME) + 1e-14 for error, _ in ends)
     left, right = (torch.from_numpy(np.ascontiguousarray(factor)).to(A.device) for factor in (X, Y))
     return left, right, (f"best of {starts} descents; {same} of them ended there",)
 
 
-def _random(mask: Bool[np.ndarray, "_ _"], dtype: np.dtype, generator: np.random.Generator) -> Matrix:
+def random_factor(mask: Mask, dtype: np.dtype, generator: np.random.Generator) -> Matrix:
+    """Normal random values on a mask; complex ones for a complex dtype."""
     values = generator.standard_normal(mask.shape).astype(dtype)
     if dtype.kind == "c":
         values += 1j * generator.standard_normal(mask.shape)
     return np.where(mask, values, 0)
 
 
-def _rows(A: Matrix, Y: Matrix, mask: Bool[np.ndarray, "_ _"]) -> Matrix:
+def _rows(A: Matrix, Y: Matrix, mask: Mask) -> Matrix:
     """The X on a mask that is best for A ~ X Y: rows with the same support are one least-squares problem."""
     X = np.zeros(mask.shape, dtype=A.dtype)
     kinds, which = np.unique(mask, axis=0, return_inverse=True)
@@ -74,28 +83,41 @@ def _rows(A: Matrix, Y: Matrix, mask: Bool[np.ndarray, "_ _"]) -> Matrix:
     return X
 
 
-def _polish(
-    A: Matrix, X: Matrix, Y: Matrix, S: Bool[np.ndarray, "_ _"], T: Bool[np.ndarray, "_ _"]
-) -> tuple[Matrix, Matrix]:
-    """L-BFGS on the values of both factors together; alternating steps are slow where the two depend on each other."""
+def polish(A: Matrix, factors: Sequence[Matrix], masks: Sequence[Mask], steps: int) -> list[Matrix]:
+    """The factors after L-BFGS on all values on their masks together, A ~ product; never worse than before.
+
+    Updates of one factor at a time are slow where factors depend on each other. Cost of a step: two products of all
+    factors; it ends early where the error is rounding or does not change any more.
+    """
     from scipy.optimize import minimize  # here, because importing it is slow
 
-    count, real = int(S.sum()), np.float64
     dtype = A.dtype
+    ends = np.cumsum([0, *(int(mask.sum()) for mask in masks)])
+    enough = (np.finfo(np.float64).eps * float(np.linalg.norm(A))) ** 2
 
-    def factors(values: np.ndarray) -> tuple[Matrix, Matrix]:
-        entries = values.view(dtype)
-        left, right = np.zeros_like(X), np.zeros_like(Y)
-        left[S], right[T] = entries[:count], entries[count:]
-        return left, right
+    def unpack(values: np.ndarray) -> list[Matrix]:
+        entries, found = values.view(dtype), [np.zeros(mask.shape, dtype) for mask in masks]
+        for factor, mask, begin, end in zip(found, masks, ends, ends[1:], strict=False):
+            factor[mask] = entries[begin:end]
+        return found
 
     def loss(values: np.ndarray) -> tuple[float, np.ndarray]:
-        left, right = factors(values)
-        rest = left @ right - A
-        slopes = np.concatenate([(rest @ right.conj().T)[S], (left.conj().T @ rest)[T]])
-        return float(np.square(np.abs(rest)).sum()), 2 * slopes.view(real)
+        parts = unpack(values)
+        lefts = list(accumulate(parts[:-1], np.matmul))
+        back = (lefts[-1] @ parts[-1] if lefts else parts[0]) - A
+        energy = float(np.square(np.abs(back)).sum())
+        slopes = []
+        for k in range(len(parts) - 1, -1, -1):  # `back` is the residual times the conjugate of what is right of k
+            slope = lefts[k - 1].conj().T @ back if k else back
+            slopes.append(slope[masks[k]])
+            back = back @ parts[k].conj().T
+        return energy, 2 * np.concatenate(slopes[::-1]).view(np.float64)
 
-    first = np.concatenate([X[S], Y[T]]).view(real)
-    done = minimize(loss, first, jac=True, method="L-BFGS-B", options={"maxiter": POLISH, "ftol": 0, "gtol": 1e-15})
-    left, right = factors(done.x)
-    return (left, right) if np.linalg.norm(A - left @ right) < np.linalg.norm(A - X @ Y) else (X, Y)
+    def watch(intermediate_result: Any) -> None:
+        if intermediate_result.fun <= enough:
+            raise StopIteration
+
+    first = np.concatenate([factor[mask] for factor, mask in zip(factors, masks, strict=True)]).view(np.float64)
+    options = {"maxiter": steps, "maxfun": 2 * steps, "ftol": 0, "gtol": 1e-15}
+    done = minimize(loss, first, jac=True, method="L-BFGS-B", options=options, callback=watch)
+    return unpack(done.x) if done.fun < loss(first)[0] else list(factors)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,8 @@ import torch
 from jaxtyping import Num
 
 from ..core import as_matrix
-from ..structure import MaskedProduct, Tractability, tractability
+from ..structure import MaskedProduct, Support, Tractability, tractability
+from ..structure.support import product_support
 from ..structure.tractable import two_supports
 from .certificate import Certificate, relative, rounding_level
 from .descent import descend
@@ -120,6 +122,32 @@ def solve_tractable(
             X[rows[:, None], members] = held
             Y[members, columns] = 1
     return X, Y, inside
+
+
+def cut_bound(A: Num[torch.Tensor, "m n"], supports: Sequence[Support]) -> float:
+    """A number that ||A - product||^2 is at least, for any number of factors on these supports.
+
+    Cut between any two factors, such a product is one of two factors on the supports of what they multiply to: the best
+    of the bounds of all cuts. Raises `ValueError` where every product is zero. Cost: as `rectangle_bound`, per cut.
+    """
+    try:
+        whole = product_support(supports)
+        lefts, rights = (list(accumulate(side, join)) for side, join in _sides(supports))
+        verdicts = [tractability(left, right) for left, right in zip(lefts, reversed(rights), strict=True)]
+    except ValueError as error:
+        raise ValueError(f"the product of these supports is zero everywhere: {error}") from error
+    bounds = [_energy(A[~whole.mask.to(A.device)])]
+    for verdict in verdicts:
+        outside = _energy(A[~torch.from_numpy(verdict.reachable).to(A.device)])
+        members = 1 + max(int(one.members.max()) for one in verdict.classes)
+        inside = solve_tractable(A, verdict, members)[2] + outside if verdict else rectangle_bound(A, verdict)
+        bounds.append(inside)
+    return max(bounds)
+
+
+def _sides(supports: Sequence[Support]) -> Iterator[tuple[Sequence[Support], Callable[[Support, Support], Support]]]:
+    yield supports[:-1], lambda done, one: done @ one
+    yield supports[:0:-1], lambda done, one: one @ done
 
 
 def certify(

@@ -1,0 +1,256 @@
+"""PALM: any number of sparse factors by proximal steps, one factor after another; what FAuST users call palm4MSA."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import reduce
+from itertools import accumulate
+from typing import Any, final
+
+import numpy as np
+import torch
+from jaxtyping import Num
+
+from ..core import as_matrix
+from ..structure import MaskedProduct, Support
+from .certificate import rounding_level
+from .descent import polish, random_factor
+from .factorization import Factorization
+from .fixed import certify, cut_bound
+from .projections import Projection, projections_of
+
+DIRECTIONS = ("r2l", "l2r")
+SMALL = 64  # side up to which the spectral norm is computed; beyond, power iteration costs less
+POWERS, MARGIN = 20, 1.02  # steps of power iteration, and what is added to what they may have missed
+POLISH = 1000  # steps of L-BFGS at the end
+THEOREM = "no guarantee: alternating steps end in a critical point; the lower bound is of the supports and sizes"
+
+Matrix = Num[torch.Tensor, "_ _"]
+
+
+def palm(
+    A: Any,
+    projections: Any,
+    *,
+    sizes: Sequence[int] | None = None,
+    sweeps: int = 300,
+    tolerance: float = 1e-7,
+    direction: str = "r2l",
+    starts: int = 1,
+    seed: int = 0,
+    polishing: bool = True,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Factorization[MaskedProduct]:
+    """Approximate A (m, n) by a product of any number of factors, each in the set of its projection. No guarantee.
+
+    Args:
+        A: torch tensor or numpy array, real or complex; computed in double precision, returned in its own.
+        projections: one per factor, leftmost first: a text such as "splin(2)" (see `PROJECTIONS`), a boolean mask or
+            `Support`, or a matrix that is kept; or one text for all, such as "spcol(2)*5".
+        sizes: inner sizes of the product, one fewer than factors; default: what masks say, else the smaller of m and n.
+        sweeps: at most so many updates of every factor.
+        tolerance: stop when a sweep lowers the error by less than this share of it.
+        direction: "r2l" updates the rightmost factor first, "l2r" the leftmost.
+        starts: the best of so many is returned. The first begins with a zero factor and identities, as FAuST does,
+            unless a mask is given; the others, and all of them with masks, with random values.
+        seed: of the random values.
+        polishing: where projections only say how many entries there are, improve the values of the entries found by
+            L-BFGS on all factors together.
+        progress: called as progress(what, done, total).
+
+    The supports of the result are where its factors are not zero, or the given masks. `certificate.lower_bound` follows
+    from the sizes and masks alone; elsewhere than for masks it is mostly 0, and the ratio is then not known. Raises
+    `ValueError` for shapes that do not multiply or fit, unknown projections, NaN or Inf, `TypeError` for what is no
+    matrix or projection. Cost of a sweep: about 8 dense products per factor, plus the projections.
+    Source: Bolte, Sabach, Teboulle, "Proximal alternating linearized minimization", Math. Program. 146, 2014; Le
+    Magoarou and Gribonval (2016), Algorithm 2; S_j -> factors, lambda -> their common scale.
+
+    >>> H = torch.tensor([[1.0, 1], [1, -1]]).double()
+    >>> result = palm(torch.kron(H, H), "splincol(2)*2")
+    >>> result.certificate.exact, result.product.nnz
+    (True, 16)
+    """
+    matrix = as_matrix(A)
+    targets = projections_of(projections)
+    shapes = factor_shapes(targets, sizes, (matrix.shape[0], matrix.shape[1]))
+    limits(sweeps=sweeps, starts=starts, seed=seed + 1)
+    if direction not in DIRECTIONS:
+        raise ValueError(f"direction={direction!r} is unknown. Rule: {' or '.join(map(repr, DIRECTIONS))}.")
+    wide, scale = scaled(matrix)
+    generator = np.random.default_rng(seed)
+    ends: list[State] = []
+    for start in range(starts):
+        masked = any(one.name == "supp" for one in targets)
+        random = generator if start or masked else None
+        state = State(begin(wide, targets, shapes, direction, random), targets, direction)
+        state.run(wide, sweeps, tolerance)
+        ends.append(state)
+        if progress is not None:
+            progress("starts", start + 1, starts)
+        if state.error <= rounding_level(torch.float64, len(targets)):
+            break
+    best = min(ends, key=lambda state: state.error)
+    notes = (f"best of {len(ends)} starts, {best.count} sweeps",)
+    return finish(matrix, wide, scale, best, shapes, notes, polishing)
+
+
+@final
+@dataclass
+class State:
+    """Factors on their way: each of norm 1, their product times `scale` is the approximation."""
+
+    factors: list[Matrix]
+    targets: Sequence[Projection]
+    direction: str = "r2l"
+    scale: float = 1.0
+    error: float = float("inf")
+    """Relative error after the last sweep."""
+    count: int = 0
+    """Sweeps so far."""
+    _tops: dict[tuple[int, bool], Matrix] = field(default_factory=dict)
+
+    def run(self, A: Num[torch.Tensor, "m n"], sweeps: int, tolerance: float) -> None:
+        """Sweep until nothing changes; ends with the best factors on the way."""
+        best = (self.error, list(self.factors), self.scale)
+        floor = torch.finfo(torch.float64).eps
+        for _ in range(sweeps):
+            before = self.error
+            self.sweep(A)
+            self.count += 1
+            if self.error < best[0]:
+                best = (self.error, list(self.factors), self.scale)
+            if self.error <= floor or abs(before - self.error) <= tolerance * self.error:
+                break
+        self.error, self.factors, self.scale = best
+
+    def sweep(self, A: Num[torch.Tensor, "m n"]) -> None:
+        """One step of every factor, then the best scale.
+
+        With L and R what is left and right of factor S, the step is 1 / |scale L R|^2 down the slope of
+        |A - scale L S R|^2 / 2, followed by the projection.
+        """
+        factors, last = self.factors, len(self.factors) - 1
+        backwards = self.direction == "r2l"
+        # what has not been updated yet is multiplied once, the other side grows with the sweep
+        waiting = factors[:-1] if backwards else factors[:0:-1]
+        ahead = list(accumulate(waiting, torch.matmul if backwards else lambda done, one: one @ done))
+        behind: Matrix | None = None
+        for k in range(last, -1, -1):
+            j = k if backwards else last - k
+            L, R = (ahead[k - 1] if k else None, behind) if backwards else (behind, ahead[k - 1] if k else None)
+            norms = (1.0 if side is None else self._norm(side, j, i == 0) for i, side in enumerate((L, R)))
+            rate = (self.scale * float(np.prod(list(norms)))) ** 2
+            if rate > 0:
+                rest = A - self.scale * reduce(torch.matmul, [M for M in (L, factors[j], R) if M is not None])
+                slope = rest if L is None else L.mH @ rest
+                slope = slope if R is None else slope @ R.mH
+                factors[j] = self.targets[j](factors[j] + (self.scale / rate) * slope)
+            behind = factors[j] if behind is None else factors[j] @ behind if backwards else behind @ factors[j]
+        assert behind is not None
+        energy = float(torch.linalg.vector_norm(behind).square())
+        if energy > 0:
+            self.scale = float(torch.vdot(behind.reshape(-1), A.reshape(-1)).real) / energy
+        norm = float(torch.linalg.vector_norm(A))
+        self.error = float(torch.linalg.vector_norm(A - self.scale * behind)) / norm if norm else 0.0
+
+    def _norm(self, side: Matrix, j: int, left: bool) -> float:
+        """The spectral norm of one side, or a little more; beyond small sizes from where the last sweep ended."""
+        if min(side.shape) <= SMALL:
+            return float(torch.linalg.matrix_norm(side, 2))
+        vector = self._tops.get((j, left))
+        if vector is None:
+            vector = side.mH @ side.sum(1, keepdim=True) + side.mH[:, :1]  # a start that depends on nothing random
+        tiny = torch.finfo(torch.float64).tiny  # a zero side stays zero
+        for _ in range(POWERS):
+            vector = vector / torch.linalg.vector_norm(vector).clamp(min=tiny)
+            vector = side.mH @ (side @ vector)
+        self._tops[j, left] = vector
+        return MARGIN * float(torch.linalg.vector_norm(vector)) ** 0.5
+
+
+def factor_shapes(
+    targets: Sequence[Projection], sizes: Sequence[int] | None, shape: tuple[int, int]
+) -> list[tuple[int, int]]:
+    """Shapes of the factors of an m x n product; refuses what does not multiply or suit the projections."""
+    m, n = shape
+    if sizes is not None and len(sizes) != len(targets) - 1:
+        raise ValueError(f"there are {len(sizes)} sizes for {len(targets)} factors. Rule: one between two neighbours.")
+    inner = [min(m, n)] * (len(targets) - 1) if sizes is None else [int(size) for size in sizes]
+    if sizes is None:
+        for k, target in enumerate(targets):
+            if target.shape is not None:
+                inner[max(k - 1, 0) : k + 1] = [*target.shape[: k > 0], *target.shape[1:][: k < len(inner)]]
+    shapes = list(zip([m, *inner], [*inner, n], strict=True))
+    if min(inner, default=1) < 1:
+        raise ValueError(f"the inner sizes are {inner}. Rule: at least 1 each.")
+    for k, (target, here) in enumerate(zip(targets, shapes, strict=True)):
+        try:
+            if target.shape is not None and target.shape != here:
+                raise ValueError(f"its shape is {target.shape}, its place in the product of {m} x {n} is {here}.")
+            target.set(torch.ones(here, dtype=torch.float64))
+        except ValueError as error:
+            raise ValueError(f"factor {k}, {target}: {error}") from error
+    return shapes
+
+
+def limits(**counts: int) -> None:
+    """Refuse counts below 1."""
+    for name, count in counts.items():
+        if count < 1:
+            raise ValueError(f"{name} is {count}. Rule: a whole number >= 1.")
+
+
+def scaled(matrix: Matrix) -> tuple[Matrix, float]:
+    """The matrix in double precision with largest entry 1, and that entry: the steps then depend on no unit."""
+    wide = matrix.to(torch.complex128 if matrix.is_complex() else torch.float64)
+    scale = float(wide.abs().max()) or 1.0
+    return wide / scale, scale
+
+
+def begin(
+    A: Matrix,
+    targets: Sequence[Projection],
+    shapes: Sequence[tuple[int, int]],
+    direction: str,
+    generator: np.random.Generator | None,
+) -> list[Matrix]:
+    """Random factors of norm 1; or without a generator zero for the first to be updated and identities."""
+    if generator is None:
+        eyes = [torch.eye(*shape, dtype=A.dtype, device=A.device) for shape in shapes]
+        zeroed = -1 if direction == "r2l" else 0
+        eyes[zeroed] = torch.zeros_like(eyes[zeroed])
+        return eyes
+    dtype = np.dtype(str(A.dtype).removeprefix("torch."))
+    full = (np.ones(shape, dtype=bool) for shape in shapes)
+    drawn = (torch.from_numpy(random_factor(mask, dtype, generator)).to(A.device) for mask in full)
+    return [target(values) for target, values in zip(targets, drawn, strict=True)]
+
+
+def finish(
+    matrix: Matrix,
+    wide: Matrix,
+    scale: float,
+    state: State,
+    shapes: Sequence[tuple[int, int]],
+    notes: tuple[str, ...],
+    polishing: bool,
+) -> Factorization[MaskedProduct]:
+    """The product of a state with its certificate, for the matrix in its own dtype and unit."""
+    targets, count = state.targets, len(state.factors)
+    supports = [
+        target.support(shape) if target.name == "supp" else Support.non_zeros(factor)
+        for target, shape, factor in zip(targets, shapes, state.factors, strict=True)
+    ]
+    root = abs(state.scale) ** (1 / count)
+    factors = [factor * root for factor in state.factors]
+    factors[0] = factors[0] * (-1 if state.scale < 0 else 1)
+    if polishing and all(target.rule.entries for target in targets) and state.error > torch.finfo(torch.float64).eps:
+        masks = [support.array for support in supports]
+        found = polish(wide.numpy(force=True), [factor.numpy(force=True) for factor in factors], masks, POLISH)
+        factors = [torch.from_numpy(factor).to(wide.device) for factor in found]
+    factors = [(factor * scale ** (1 / count)).to(matrix.dtype) for factor in factors]
+    product = MaskedProduct(supports, factors)
+    bound = cut_bound(wide, [target.support(shape) for target, shape in zip(targets, shapes, strict=True)])
+    certificate = certify(matrix, product, bound * scale**2, THEOREM, optimal=False)
+    return Factorization(product, certificate, (), (), "none", notes, (certificate,))
