@@ -4,8 +4,8 @@
     python benchmarks/late_sam.py --setting small  # one of them; the results of the other are kept
 
 Two settings, each with ReLU, SGD with momentum 0.9 and weight decay 5e-4 at a constant learning rate, and SAM with
-rho 0.2 from the step that `late` names. "small" was chosen after "large" had been seen, with two seeds of its own, as
-one where full SAM is settled at the end of training. Seeds set the split, the weights and the order of the images, and
+rho 0.2 from the step that `late` names. "small" was chosen after "large" had been seen, on two of its ten seeds, as one
+where full SAM is settled at the end of training. Seeds set the split, the weights and the order of the images, and
 are the same for all shares, so differences to SGD are paired. Sharpness is the largest eigenvalue of the Hessian of the
 loss on the training images, by Lanczos with 20 products. At a constant learning rate it jumps from one epoch to the
 next, so a run's is the geometric mean over its last 10 epochs; the mean over seeds is geometric, too.

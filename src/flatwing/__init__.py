@@ -3,6 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from .core.version import __version__ as __version__
 from .factorize import Certificate as Certificate
 from .factorize import Choice as Choice
 from .factorize import Factorization as Factorization
@@ -18,12 +19,13 @@ from .structure import SparseProduct as SparseProduct
 if TYPE_CHECKING:
     from .compress import load as load
 
-__version__ = "0.1.0"
+ROOMS = ("compress", "data", "optim", "train")  # imported on first use: each takes time that others need not spend
 
 
 def __getattr__(name: str) -> Any:
-    """The room `compress` and its `load` on first use: their imports cost as much as all others together."""
-    if name in ("compress", "load"):
-        room = import_module(".compress", __name__)
-        return room if name == "compress" else room.load
+    """The rooms that are imported on first use, and `load` of `compress`."""
+    if name in ROOMS:
+        return import_module(f".{name}", __name__)
+    if name == "load":
+        return import_module(".compress", __name__).load
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,12 +8,12 @@ import importlib.util
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import Any, cast, final
 
 import torch
 from torch import nn
 
-from ..train import Trained, architecture_of, build_model
+from ..train import Model, Trained, architecture_of, build_model
 from .checkpoint import Checkpoint
 
 # last part of the class name -> task
@@ -64,8 +64,8 @@ def from_module(model: nn.Module, task: str | None = None, name: str | None = No
     known = architecture_of(model)
     architecture: dict[str, Any] = {"kind": "module", "class": type(model).__name__}
     if known is not None:
-        architecture = {"kind": "flatwing", "name": known, "config": model.config()}  # type: ignore[operator]
-        task = task or ("lm" if known == "byte-lm" else "classification")
+        architecture = {"kind": "flatwing", "name": known, "config": cast(Model, model).config()}
+        task = task or cast(Model, model).task
     elif getattr(model, "config", None) is not None and _of_transformers(type(model)):
         architecture = {"kind": "transformers", "class": type(model).__name__}
     return Source(name or known or type(model).__name__, model, task or task_of(type(model).__name__), architecture)

@@ -16,11 +16,12 @@ from typing import Any, final
 import torch
 from torch import nn
 
+from ..core.version import __version__
 from ..data import Dataset, open_data
 from .callbacks import Callback, DivergenceGuard, StopOnSignal
 from .distributed import group, launched, rank, whole_weights
 from .evaluate import measure
-from .folder import BOARD, CHECKPOINT, METRICS, MODEL, RESULT, RunFolder
+from .folder import BOARD, CHECKPOINT, METRICS, MODEL, RESULT, RunFolder, environment
 from .logs import JsonLines, TensorBoard
 from .loop import fit
 from .models import Model, build_model, sizes_for, twin
@@ -215,8 +216,6 @@ def _result(
     per_step: int,
 ) -> dict[str, Any]:
     """The content of result.json; `seconds` are those of this process, a continued run took longer."""
-    from .. import __version__
-
     count = sum(p.numel() for p in parts.model.parameters())
     unit = "tokens" if parts.data.task == "lm" else "samples"
     start = next((metric["score"] for metric in metrics if "score" in metric), None)
@@ -238,7 +237,7 @@ def _result(
         "name": name,
         "task": parts.data.task,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "flatwing": __version__,
+        "flatwing": environment()["flatwing"],
         "seed": recipe.run.seed,
         "summary": summary,
         "training": {
