@@ -97,6 +97,14 @@ def test_refusals(arguments: tuple[str, ...], message: str) -> None:
     assert message in told.stderr
 
 
+def test_divergence_is_told_without_a_traceback(tmp_path: Path) -> None:
+    values = ("optimizer.name=SGD", "optimizer.lr=1e30", "run.clip=0.0", "optimizer.weight_decay=0.0")
+    told = call("digits-mlp", *SHORT, *values, "--out", str(tmp_path / "run"))
+    assert (told.exit_code, told.stdout) == (1, "")
+    assert "error: loss is" in told.stderr
+    assert "Lower lr" in told.stderr
+
+
 def command(*arguments: str) -> list[str]:
     return [sys.executable, "-W", "error", "-m", "flatwing", "train", *arguments]
 

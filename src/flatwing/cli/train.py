@@ -63,8 +63,13 @@ def command(
         return validate(read_recipe(words[0], words[1:]), format)
     recipe = read_recipe(what, words)
     name = Path(what).stem
-    with watching(name, shown=not quiet) as progress:
-        outcome = run_recipe(recipe, out or Path(f"flatwing-{name}"), name=name, overwrite=overwrite, progress=progress)
+    try:
+        with watching(name, shown=not quiet) as progress:
+            folder = out or Path(f"flatwing-{name}")
+            outcome = run_recipe(recipe, folder, name=name, overwrite=overwrite, progress=progress)
+    except FloatingPointError as error:  # training diverged
+        note(f"error: {error}")
+        raise typer.Exit(1) from None
     if os.environ.get("RANK", "0") == "0":
         finish(outcome, None if outcome.result is None else report.write(outcome.folder), format)
     if outcome.result is None:

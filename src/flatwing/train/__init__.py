@@ -2,7 +2,9 @@
 
 from .block import Block as Block
 from .callbacks import Callback as Callback
+from .callbacks import DivergenceGuard as DivergenceGuard
 from .callbacks import Training as Training
+from .evaluate import measure as measure
 from .examples import EXAMPLES as EXAMPLES
 from .examples import Trained as Trained
 from .loop import cross_entropy as cross_entropy
@@ -22,6 +24,12 @@ from .models import build_model as build_model
 from .models import sizes_for as sizes_for
 from .models import twin as twin
 from .optimizers import OPTIMIZERS as OPTIMIZERS
+from .optimizers import make_optimizer as make_optimizer
+from .phases import MaskRefresh as MaskRefresh
+from .phases import SamPhase as SamPhase
+from .recipe import Recipe as Recipe
+from .recipe import read_recipe as read_recipe
+from .run import run_recipe as run_recipe
 from .schedule import SCHEDULES as SCHEDULES
 from .state import Metric as Metric
 from .storage import load_model as load_model

@@ -108,10 +108,8 @@ def fit(
     if checkpoint is not None:
         require_writable(checkpoint)
     network = distribute(model, parallel)
-    if isinstance(optimizer, str):
-        stepper = make_optimizer(model, optimizer, lr, weight_decay, options)
-    else:
-        stepper = optimizer(model)
+    named = partial(make_optimizer, name=name, lr=lr, weight_decay=weight_decay, options=options)
+    stepper = (named if isinstance(optimizer, str) else optimizer)(model)
     peaks = [float(group["lr"]) for group in stepper.param_groups]
     params = [p for p in model.parameters() if p.requires_grad]
     device = params[0].device
@@ -124,14 +122,15 @@ def fit(
     def gradient(parts: Sequence[Portion]) -> torch.Tensor:
         """The gradient of the mean loss over all rows of all ranks, times the loss scale, and that loss."""
         stepper.zero_grad(set_to_none=True)
-        mean = torch.zeros((), device=device)
+        losses: list[torch.Tensor] = []
         for number, (part, weight) in enumerate(parts, start=1):
             batch = part if fetch is None else fetch(part)
             with reducing(network, number == len(parts)):
                 with torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "fp32"):
                     value = loss(network, batch)
                 scaler.scale(value * (weight * count)).backward()  # the mean over ranks divides by their count
-            mean += value.detach() * weight
+            losses.append(value.detach() * weight)
+        mean = torch.stack(losses).sum()
         return total(mean) if count > 1 else mean
 
     def score(metric: Metric) -> None:
