@@ -15,9 +15,10 @@ from .. import Chain, SparseProduct, choose
 from .. import factorize as factorize_matrix
 from ..core import require_writable
 from ..data import MATRICES
-from ..factorize import ORDERS
+from ..factorize import ORDERS, SCHEMES
 from ..report import require_picture
 from .inputs import read_matrix
+from .masked import Wanted
 from .output import Format, note, plainly, working, write_json
 from .summary import draw, print_summary
 
@@ -60,6 +61,16 @@ def command(
     refine: Annotated[int, typer.Option(min=0, help="Sweeps of alternating least squares afterwards.")] = 0,
     example: Annotated[str | None, typer.Option(help=f"Instead of INPUT: {', '.join(MATRICES)}.")] = None,
     n: Annotated[int | None, typer.Option("--n", help="Size of the example.")] = None,
+    support: Annotated[
+        Path | None, typer.Option(help="Instead of a chain: boolean masks of the factors, leftmost first, in an .npz.")
+    ] = None,
+    palm: Annotated[
+        str | None, typer.Option(help="Instead of a chain: PALM with one projection per factor: 'spcol(2)*5 sp(64)'.")
+    ] = None,
+    hierarchical: Annotated[
+        str | None, typer.Option(help=f"Instead of a chain, the scheme of FAuST: {', '.join(SCHEMES)}.")
+    ] = None,
+    starts: Annotated[int | None, typer.Option(min=1, help="With --support or --palm: the best of so many.")] = None,
     out: Annotated[Path | None, typer.Option(help="Write the factors to this .safetensors file.")] = None,
     draw_to: Annotated[Path | None, typer.Option("--draw", help="Draw the factors into this .png or .svg.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the files of --out and --draw.")] = False,
@@ -75,8 +86,12 @@ def command(
     wanted = Chain.parse(chain) if chain is not None else None
     cuts = _order(order)
     limits = _limits(chain, tolerance, budget)
+    masked = Wanted(support, palm, hierarchical, starts)
+    masked.check(**limits, chain=chain, perm=perm, refine=refine, draw=draw_to, order=order != "best")
     _check_outputs(out, draw_to, force)
     task = _task(source, example, n, wanted, perm)
+    if masked:
+        return masked.answer(task.name, task.matrix, out, format)
     natural = task.chain if not limits else None
     if natural is None:
         limits = limits or {"tolerance": DEFAULT_TOLERANCE}
