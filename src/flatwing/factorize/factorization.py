@@ -51,7 +51,6 @@ class Factorization(Generic[Product]):
         return {
             "shape": list(self.product.shape),
             **_structure(self.product),
-            "parameters": self.product.nnz,
             "order": list(self.order),
             "perm": self.permutation,
             "certificate": self.certificate.to_dict(),
@@ -75,9 +74,11 @@ def _structure(product: SparseProduct | MaskedProduct) -> dict[str, Any]:
             "chain": str(chain),
             "patterns": [list(pattern) for pattern in chain],
             "dense": chain == Chain.dense(*chain.shape),
+            "parameters": product.nnz,
             "density": chain.density,
             "flops": chain.flops,
         }
     m, n = product.shape
     factors = [list(support.shape) for support in product.supports]
-    return {"factors": factors, "density": product.nnz / (m * n), "flops": 2 * product.nnz}
+    sizes = {"parameters": product.nnz, "density": product.nnz / (m * n), "flops": 2 * product.nnz}
+    return {"factors": factors, **sizes}
