@@ -12,12 +12,14 @@ from flatwing.optim import IRE
 from flatwing.train import DigitsMLP, fit
 from flatwing.train.callbacks import Callback, Training
 from flatwing.train.distributed import whole, whole_weights
+from flatwing.train.evaluate import measure
 from flatwing.train.optimizers import make_optimizer
 from flatwing.train.phases import MaskRefresh, SamPhase
 
 X = torch.randn(60, 64, generator=torch.Generator().manual_seed(1))
 Y = (X @ torch.randn(64, 10, generator=torch.Generator().manual_seed(2))).argmax(1)
 STEPS = 6
+BATCHES = [(X[:7], Y[:7]), (X[7:8], Y[7:8])]  # of the last batch most ranks have no row
 
 
 def draw(step: int, generator: torch.Generator) -> torch.Tensor:
@@ -89,12 +91,17 @@ def several(rank: int, world: int, folder: str) -> dict[str, Any]:
         for mask in ("adam", "sampled"):
             found[f"{parallel} {mask}"] = train_ire(parallel, mask)
     found["resumed"] = train("fsdp", f"{folder}/one.safetensors")
+    found["measured"] = [measure(mlp(), BATCHES)] * 2
+    # its second moments have one number per row
+    found["mini resumed"] = train("fsdp", f"{folder}/mini.safetensors", optimizer="AdamMini")
+    train("fsdp", f"{folder}/mini-{world}.safetensors", stop=4, rank=rank, optimizer="AdamMini")
     return found
 
 
 @pytest.mark.parametrize("world", [2, 4])
 def test_ranks_train_as_one_process_and_share_checkpoints(tmp_path: Path, world: int) -> None:
     train("none", str(tmp_path / "one.safetensors"), stop=4)
+    train("none", str(tmp_path / "mini.safetensors"), stop=4, optimizer="AdamMini")
     first, *others = run_ranks(several, world, str(tmp_path))
     for other in others:
         assert all(other[key][1] == first[key][1] for key in first)  # all ranks see the same metrics
@@ -110,6 +117,15 @@ def test_ranks_train_as_one_process_and_share_checkpoints(tmp_path: Path, world:
         assert_close(train("none", str(tmp_path / f"{parallel}-{world}.safetensors")), expected, 1e-5)
         assert_close(first[f"{parallel} bf16"], train("none", precision="bf16"), 2e-2)
     assert_close(first["resumed"], expected, 1e-5)
+
+    alone = measure(mlp(), BATCHES)
+    assert first["measured"][0]["samples"] == alone["samples"] == 8
+    for name in ("loss", "accuracy"):
+        assert first["measured"][0][name] == pytest.approx(alone[name])
+
+    expected = train("none", optimizer="AdamMini")
+    assert_close(first["mini resumed"], expected, 1e-5)
+    assert_close(train("none", str(tmp_path / f"mini-{world}.safetensors"), optimizer="AdamMini"), expected, 1e-5)
 
     expected = train_ire("none", "adam")
     assert 0 < sum(int(mask.sum()) for mask in expected[2]) < sum(mask.numel() for mask in expected[2])

@@ -131,6 +131,7 @@ def test_loss_scale_and_numbers_of_groups_are_kept(tmp_path: Path) -> None:
     assert (before["ire_step"], after["ire_step"]) == (0, 6)
     assert after["betas"] == (0.9, 0.999)
     assert type(after["betas"]) is tuple
+    assert load_tensors(path, RUN)[1]["scaler"]["scale"] == 65536 / 2**3  # it went on from there
 
 
 def test_checkpoint_in_its_own_rhythm(tmp_path: Path) -> None:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
-from ..optim.sharded import is_distributed, local
+from ..optim.sharded import is_distributed
 
 PARALLEL = ("none", "ddp", "fsdp")
 
@@ -126,34 +125,26 @@ def anywhere(flag: bool, device: torch.device) -> bool:
     return bool(total(torch.tensor(int(flag), device=device)))
 
 
-def whole(tensor: torch.Tensor, owner: torch.Tensor | None = None) -> torch.Tensor:
+def whole(tensor: torch.Tensor) -> torch.Tensor:
     """All of a tensor that may be sharded, as one process would have it; every rank must call this.
-
-    A plain tensor that has the shape of this rank's part of `owner`, a sharded parameter, is the part of a tensor that
-    is sharded alike.
 
     >>> whole(torch.ones(2))
     tensor([1., 1.])
     """
-    if owner is not None and is_distributed(owner) and not is_distributed(tensor):
-        if tensor.ndim == 0 or tensor.shape != local(owner).shape:
-            return tensor
-        tensor = _like(tensor, owner)
     return tensor.full_tensor() if is_distributed(tensor) else tensor
 
 
-def _like(part: torch.Tensor, owner: Any) -> torch.Tensor:
-    from torch.distributed.tensor import DTensor
-
-    return DTensor.from_local(
-        part, owner.device_mesh, owner.placements, run_check=False, shape=owner.shape, stride=owner.stride()
-    )
-
-
 def parted(tensor: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
-    """The tensor sharded as `owner` is, if it is and the shapes agree; any other tensor as it is."""
-    if not is_distributed(owner) or tensor.shape != owner.shape or is_distributed(tensor):
+    """The tensor sharded as `owner` is, if `owner` is and the tensor has its shape; any other tensor as it is.
+
+    Dimensions that are not sharded may be 1 instead, as in a state that has one number per row.
+    """
+    if not is_distributed(owner) or is_distributed(tensor) or tensor.ndim != owner.ndim:
         return tensor
+    cut = {place.dim for place in owner.placements if not place.is_replicate()}  # type: ignore[attr-defined]
+    for dim, (mine, wanted) in enumerate(zip(tensor.shape, owner.shape, strict=True)):
+        if mine != wanted and (dim in cut or mine != 1):
+            return tensor
     from torch.distributed.tensor import distribute_tensor
 
     return distribute_tensor(tensor.to(owner.device), owner.device_mesh, owner.placements)

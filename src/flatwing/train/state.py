@@ -50,11 +50,11 @@ class State:
         tensors = {f"model.{name}": tensor for name, tensor in whole_weights(model).items()}
         tensors |= {f"best.{name}": whole(tensor) for name, tensor in self.best.items()}
         scalars: dict[str, Any] = {}
-        state, owners = optimizer.state_dict(), _owners(optimizer)
+        state = optimizer.state_dict()
         for index, entries in state["state"].items():
             for key, value in entries.items():
                 if isinstance(value, torch.Tensor):
-                    tensors[f"optimizer.{index}.{key}"] = whole(value, owners[index])
+                    tensors[f"optimizer.{index}.{key}"] = whole(value)
                 else:
                     scalars[f"optimizer.{index}.{key}"] = value
         if rank() > 0:
@@ -93,7 +93,7 @@ class State:
                 )
         load_weights(model, parted_weights(model, _part(tensors, "model.")))
         entries: dict[int, dict[str, Any]] = {}
-        owners = _owners(optimizer)
+        owners = [p for group in optimizer.param_groups for p in group["params"]]  # as a state dict numbers them
         for name, value in (tensors | notes["scalars"]).items():
             if name.startswith("optimizer."):
                 _, index, key = name.split(".", 2)
@@ -111,11 +111,6 @@ class State:
             scaler.load_state_dict(notes["scaler"])
         best = parted_weights(model, _part(tensors, "best."))
         return State(notes["step"], notes["metrics"], notes["best_score"], best)
-
-
-def _owners(optimizer: Optimizer) -> list[torch.Tensor]:
-    """The parameters in the order in which a state dict numbers them."""
-    return [p for group in optimizer.param_groups for p in group["params"]]
 
 
 def _plain(group: Mapping[str, Any]) -> dict[str, Any]:
