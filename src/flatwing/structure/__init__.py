@@ -10,3 +10,5 @@ from .spec import FAMILIES as FAMILIES
 from .support import Support as Support
 from .tractable import Tractability as Tractability
 from .tractable import tractability as tractability
+from .wellposed import Verdict as Verdict
+from .wellposed import wellposedness as wellposedness
