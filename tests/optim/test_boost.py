@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn, optim
 
-from flatwing.optim import Shell, boost
+from flatwing.optim import Shell, boost, memory
 from flatwing.optim.boost import SEPARATE, Boost, boosted_step, pieces
 
 SHAPES = [(5, 4), (3,), (7, 2), (300, 230)]  # the last one is large enough for compiled code
@@ -61,7 +61,7 @@ def test_compiled_code_and_torch_agree(flat_decay: bool, monkeypatch: pytest.Mon
     for kind in (optim.AdamW, optim.Muon):
         results = []
         for worth in (1, 1 << 40):
-            monkeypatch.setattr(boost, "WORTH", worth)
+            monkeypatch.setattr(memory, "WORTH", worth)
             params = parameters(torch.float32, matrices=True)
             base = kind(params, lr=1e-2, weight_decay=0.1)
             table = boosts(params, decay=flat_decay)

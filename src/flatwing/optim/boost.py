@@ -15,6 +15,7 @@ import torch
 from torch import optim
 from torch.optim import Optimizer
 
+from .memory import compiled
 from .sharded import local
 from .shell import Shell
 
@@ -25,9 +26,6 @@ PIECE = {"cpu": 1 << 19}
 ELSEWHERE = 1 << 25
 
 CHUNK = 1 << 16
-WORTH = 1 << 16
-"""Entries of a parameter from which on compiled code is asked for: importing the compiler takes a second."""
-
 SEPARATE = {
     optim.SGD, optim.Adam, optim.AdamW, optim.NAdam, optim.RAdam, optim.Adamax, optim.Adagrad, optim.Adadelta,
     optim.RMSprop, optim.Rprop, optim.ASGD, optim.Muon,
@@ -63,12 +61,7 @@ def boosted_step(base: Optimizer, boosts: Mapping[torch.Tensor, Boost]) -> None:
         for group, p, _ in moving:
             if not keeps_its_move(optimizer, group):
                 old[p] = local(p).detach().clone()
-        whole = optimizer.param_groups
-        optimizer.param_groups = groups
-        try:
-            optimizer.step()
-        finally:
-            optimizer.param_groups = whole
+        step_piece(optimizer, groups)
         for (group, p, boost), rate in zip(moving, rates, strict=True):
             if p in old:
                 of_move(local(p), old.pop(p), boost.flat, boost.kappa, rate)
@@ -87,6 +80,16 @@ def pieces(optimizer: Optimizer) -> Iterator[tuple[Optimizer, list[Group]]]:
                 yield optimizer, [{**group, "params": some}]
     else:
         yield optimizer, optimizer.param_groups
+
+
+def step_piece(optimizer: Optimizer, groups: list[Group]) -> None:
+    """One step of an optimizer that has only these groups meanwhile."""
+    whole = optimizer.param_groups
+    optimizer.param_groups = groups
+    try:
+        optimizer.step()
+    finally:
+        optimizer.param_groups = whole
 
 
 def _batches(params: list[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
@@ -140,8 +143,8 @@ def keeps_its_move(optimizer: Optimizer, group: Group) -> bool:
 
 def of_move(p: torch.Tensor, old: torch.Tensor, flat: torch.Tensor, kappa: float, shrink: float) -> None:
     """p += kappa flat (p - old + shrink old), in place."""
-    if _compile(p, old, flat):
-        return _compiled().of_move(p, old, flat, kappa, shrink)
+    if fast := compiled(p, old, flat):
+        return fast.of_move(p, old, flat, kappa, shrink)
     wide = torch.promote_types(p.dtype, torch.float32)  # a difference of neighbours in half precision is noise
     move = p.to(wide) - old
     if shrink:
@@ -154,8 +157,8 @@ def of_adam(
     p: torch.Tensor, m: torch.Tensor, v: torch.Tensor, flat: torch.Tensor, a: float, b: float, eps: float
 ) -> None:
     """p += flat (a m / (sqrt(v) + eps) + b p), in place."""
-    if _compile(p, m, v, flat):
-        return _compiled().of_adam(p, m, v, flat, a, b, eps)
+    if fast := compiled(p, m, v, flat):
+        return fast.of_adam(p, m, v, flat, a, b, eps)
     wide = torch.promote_types(p.dtype, torch.float32)
     move = v.to(wide).sqrt()
     torch.div(m, move.add_(eps), out=move)
@@ -177,21 +180,9 @@ def _of_adam_state(p: torch.Tensor, state: dict[str, Any], group: Group, boost: 
     a, b, eps = -boost.kappa * (1 + ratio) * speed, -boost.kappa * ratio, group["eps"] * second
     v = state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"]
     parts = local(p).detach(), local(state["exp_avg"]), local(v), boost.flat
-    if _compile(*parts) or not all(part.is_contiguous() for part in parts):
+    if compiled(*parts) or not all(part.is_contiguous() for part in parts):
         of_adam(*parts, a, b, eps)
         return
     size = CHUNK if p.device.type == "cpu" else ELSEWHERE
     for weights, m, v, flat in zip(*(part.view(-1).split(size) for part in parts), strict=True):
         of_adam(weights, m, v, flat, a, b, eps)
-
-
-def _compile(*tensors: torch.Tensor) -> bool:
-    return (
-        tensors[0].device.type == "cpu"
-        and tensors[0].numel() >= WORTH
-        and all(tensor.is_contiguous() and tensor.dtype in (torch.float32, torch.bool) for tensor in tensors)
-    )
-
-
-def _compiled() -> Any:
-    return importlib.import_module(".boost_cpu", __package__)

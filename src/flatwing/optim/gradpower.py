@@ -12,13 +12,21 @@ from jaxtyping import Inexact
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from .boost import pieces, step_piece
+from .memory import compiled, room
 from .registry import Method, add
 from .sharded import SUM, local, over_shards
 from .shell import Wrapper
 
 
-def power(g: Inexact[torch.Tensor, "*shape"], p: float, unit: float = 1.0) -> Inexact[torch.Tensor, "*shape"]:
-    """unit sign(g) |g / unit|^p, entry by entry: an entry of size `unit` keeps its size. A new tensor.
+def power(
+    g: Inexact[torch.Tensor, "*shape"],
+    p: float,
+    unit: float = 1.0,
+    *,
+    out: Inexact[torch.Tensor, "*shape"] | None = None,
+) -> Inexact[torch.Tensor, "*shape"]:
+    """unit sign(g) |g / unit|^p, entry by entry: an entry of size `unit` keeps its size. `out`, or a new tensor.
 
     Odd in g; p = 1 is a bit-exact copy, p = 0 is unit sign(g), and c g goes to c^p times what g goes to. A complex
     entry keeps its phase. float16 and bfloat16 are computed in float32 and rounded once.
@@ -28,13 +36,17 @@ def power(g: Inexact[torch.Tensor, "*shape"], p: float, unit: float = 1.0) -> In
     tensor([-2.0000,  0.0000,  0.5000])
     """
     _check(p, unit)
+    out = torch.empty_like(g, requires_grad=False) if out is None else out
     if p == 1:
-        return g.clone()
+        return out.copy_(g)
     wide = g.to(torch.promote_types(g.dtype, torch.float32))
     if p == 0:  # 0 to the power 0 would be 1
-        return (wide.sgn() * unit).to(g.dtype)
+        return out.copy_(wide.sgn() * unit)
+    if fast := compiled(g, out):
+        fast.power(g, p, unit, out)
+        return out
     size = wide.abs().div_(unit).pow_(p).mul_(unit)
-    return (size * wide.sgn() if g.is_complex() else size.copysign_(wide)).to(g.dtype)
+    return out.copy_(size * wide.sgn() if g.is_complex() else size.copysign_(wide))
 
 
 @final
@@ -71,24 +83,33 @@ class GradPower(Wrapper):
 
     @override
     def update(self) -> None:
-        """Step the base along the powers, then put the gradients back."""
-        gradients: dict[torch.Tensor, torch.Tensor] = {}
-        try:
-            for group in self.param_groups:
-                p, unit = group["p"], unit_of(group)
-                for parameter in group["params"]:
-                    if parameter.grad is not None and p != 1:
-                        gradients[parameter] = parameter.grad
-                        powered = torch.empty_like(parameter.grad)  # a DTensor like it, whose shard is filled
-                        local(powered).copy_(power(local(parameter.grad), p, unit))
-                        parameter.grad = powered
-            if _overflow([q.grad for q in gradients if q.grad is not None]):
-                self._skip()
-            else:
-                self.base.step()
-        finally:
-            for parameter, gradient in gradients.items():
-                parameter.grad = gradient
+        """Step the base along the powers, some parameters at a time, each of which then has its gradient again."""
+        if self._overflows():
+            return self._skip()
+        for optimizer, groups in pieces(self.base):
+            turn = [(q, q.grad, g["p"], unit_of(g)) for g in groups for q in g["params"] if q.grad is not None]
+            turn = [(q, gradient, p, unit) for q, gradient, p, unit in turn if p != 1]
+            try:
+                for (q, gradient, p, unit), powered in zip(turn, room([each[1] for each in turn]), strict=True):
+                    power(local(gradient), p, unit, out=local(powered))
+                    q.grad = powered
+                step_piece(optimizer, groups)
+            finally:
+                for q, gradient, _, _ in turn:
+                    q.grad = gradient
+        return None
+
+    def _overflows(self) -> bool:
+        """Whether the power of any entry is beyond the numbers of its dtype; over all shards."""
+        turn = [(q.grad, g["p"], unit_of(g)) for g in self.param_groups for q in g["params"] if q.grad is not None]
+        owners = [gradient for gradient, p, _ in turn if p != 1]
+        if not owners:
+            return False
+        for wrong in (_may_overflow, _overflows):  # a bound is quick, and seldom not enough
+            flags = (wrong(local(gradient), p, unit) for gradient, p, unit in turn if p != 1)
+            if not over_shards(owners, flags, SUM):
+                return False
+        return True
 
     def _skip(self) -> None:
         if not self.skipped:
@@ -100,13 +121,14 @@ class GradPower(Wrapper):
         self.skipped += 1
 
 
-def _overflow(powers: list[torch.Tensor]) -> bool:
-    """Whether a power, or the sum of a tensor of them, is beyond float32; over all shards."""
-    if not powers:
-        return False
-    # a sum reads memory much faster than a largest entry, and what is not finite stays so in it
-    sums = (local(g).sum(dtype=torch.promote_types(g.dtype, torch.float32)) for g in powers)
-    return bool(over_shards(powers, ((~total.isfinite()).to(torch.int32) for total in sums), SUM))
+def _may_overflow(g: torch.Tensor, p: float, unit: float) -> torch.Tensor:
+    """1 unless the power of the norm, and so that of any entry, is well within the numbers of the dtype."""
+    norm = torch.linalg.vector_norm(g, dtype=torch.promote_types(g.dtype, torch.float32))
+    return (~(power(norm, p, unit) <= torch.finfo(g.dtype).max / 2)).to(torch.int32)
+
+
+def _overflows(g: torch.Tensor, p: float, unit: float) -> torch.Tensor:
+    return (~power(g, p, unit).isfinite().all()).to(torch.int32)
 
 
 def unit_of(group: dict[str, Any]) -> float:

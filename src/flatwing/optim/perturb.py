@@ -10,6 +10,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import nn
 
+from .memory import compiled, room
 from .sharded import SUM, local, over_shards
 
 T = TypeVar("T")
@@ -124,16 +125,18 @@ def moved(reach: Mapping[torch.Tensor, Reach], model: nn.Module | None = None) -
     if any(g.layout != torch.strided for g in gradients.values()):
         raise ValueError("a gradient is sparse. Rule: dense gradients. Write nn.Embedding(sparse=False).")
     norm = ascent_norm(gradients, reach) if gradients else 0.0
+    moving = [p for p in gradients if reach[p].rho > 0 and 0 < norm < inf]
     saved: list[tuple[torch.Tensor, torch.Tensor]] = []
     buffers = _buffers(model)
     try:
         with torch.no_grad():
-            for p, g in gradients.items():
+            weights = [local(p) for p in moving]
+            for p, w, before in zip(moving, weights, room(weights), strict=True):
                 rho, eta = reach[p]
-                if rho > 0 and 0 < norm < inf:
-                    w = local(p)
-                    saved.append((w, w.clone()))
-                    w.copy_(w + ascent(w, local(g), rho / norm, eta))
+                before.copy_(w)
+                saved.append((w, before))
+                climb(w, local(gradients[p]), rho / norm, eta)
+            for p in gradients:
                 p.grad = None
         gradients.clear()  # their memory is free for the second backward
         yield
@@ -158,6 +161,16 @@ def ascent(w: torch.Tensor, g: torch.Tensor, factor: float, eta: float | None = 
     return wide * factor if eta is None else (w.abs() + eta).square() * wide * factor
 
 
+def climb(w: torch.Tensor, g: torch.Tensor, factor: float, eta: float | None = None) -> None:
+    """w += ascent(w, g, factor, eta), in place, without its memory where the dtype is the same."""
+    if eta is None and w.dtype == g.dtype == torch.promote_types(g.dtype, torch.float32):
+        w.add_(g, alpha=factor)
+    elif eta is not None and (fast := compiled(w, g)):
+        fast.climb(w, g, factor, eta)
+    else:
+        w.copy_(w + ascent(w, g, factor, eta))
+
+
 @torch.no_grad()
 def ascent_norm(gradients: Mapping[torch.Tensor, torch.Tensor], reach: Mapping[torch.Tensor, Reach]) -> float:
     """The norm of all gradients, each times |w| + eta where its weight w has an eta, over the shards of all ranks.
@@ -168,6 +181,8 @@ def ascent_norm(gradients: Mapping[torch.Tensor, torch.Tensor], reach: Mapping[t
     """
 
     def square(w: torch.Tensor, g: torch.Tensor, eta: float | None) -> torch.Tensor:
+        if eta is not None and (fast := compiled(w, g)):
+            return fast.adaptive_square(w, g, eta)
         wide = g.to(torch.promote_types(g.dtype, torch.float32))
         return torch.linalg.vector_norm(wide if eta is None else wide * (w.abs() + eta)).double().square()
 

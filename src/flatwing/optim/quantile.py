@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from jaxtyping import Float, Int32, Int64
 from torch.distributed import ProcessGroup
 
+from .memory import compiled
 from .sharded import SUM, local, over_shards, shard_groups
 
 CHUNK = 1 << 17
@@ -19,7 +20,6 @@ ELSEWHERE = 1 << 24
 DIGITS = ((20, 12), (10, 10), (0, 10))  # shift and width of each digit of a float's 32 bits; sign and exponent first
 
 Bits = Int32[torch.Tensor, " n"]
-Chunks = Callable[[], Iterable[Bits]]
 
 
 def kth_smallest(tensors: Iterable[torch.Tensor], k: int) -> Float[torch.Tensor, ""]:
@@ -29,8 +29,8 @@ def kth_smallest(tensors: Iterable[torch.Tensor], k: int) -> Float[torch.Tensor,
     dtypes are rounded to float32 first. Every rank must call this with the same tensors in the same order.
 
     Raises `ValueError` unless 1 <= k <= the number of entries, for a NaN or infinite entry, and `TypeError` for
-    tensors that are not real floating-point. Cost: three passes over memory, of which the last two write nothing but
-    counts unless few entries remain, and three all-reduces of up to 4096 whole numbers per set of process groups.
+    tensors that are not real floating-point. Cost: three passes over memory that write nothing but counts (compiled,
+    for large tensors on a CPU), and three all-reduces of up to 4096 whole numbers per set of process groups.
     Memory: that of a small part of the entries.
 
     Radix select: bit patterns of floats are ordered like whole numbers, up to the sign, so the leading digit of the
@@ -55,14 +55,10 @@ def kth_smallest(tensors: Iterable[torch.Tensor], k: int) -> Float[torch.Tensor,
     for tensor in owners:
         parts.setdefault(shard_groups(tensor), []).append(tensor)
     leaders = [group[0] for group in parts.values()]
-    chunks: list[Chunks] = [lambda group=group: _bits(group) for group in parts.values()]
-    pattern, rest, count, above = 0, k, total, 32
+    pattern, rest, above = 0, k, 32
     for shift, width in DIGITS:
         top = above == 32
-        if not top:  # those with the leading bits found so far; kept if they are few, else found anew in each pass
-            keep = count * 16 <= total
-            chunks = [_narrowed(chunk, pattern >> above, above, keep=keep) for chunk in chunks]
-        tables = (_histogram(chunk, leader, shift, width) for chunk, leader in zip(chunks, leaders, strict=True))
+        tables = (_histogram(group, pattern >> above, above, shift, width) for group in parts.values())
         table = over_shards(leaders, tables, SUM).cpu()
         if top:
             _refuse_what_is_not_finite(table)
@@ -71,7 +67,7 @@ def kth_smallest(tensors: Iterable[torch.Tensor], k: int) -> Float[torch.Tensor,
         place = int(torch.searchsorted(reached, rest))
         digit = int(order[place])
         rest -= int(reached[place - 1]) if place else 0
-        count, above = int(table[digit]), shift
+        above = shift
         pattern |= (digit - (1 << (width - 1)) if top else digit) << shift
     return torch.tensor(pattern, dtype=torch.int32).view(torch.float32).to(local(owners[0]).device)
 
@@ -81,8 +77,12 @@ def _bits(tensors: list[torch.Tensor]) -> Iterator[Bits]:
     waiting: list[torch.Tensor] = []
     size = 0
     for tensor in map(local, tensors):
+        flat = tensor.detach().reshape(-1)
+        if compiled(flat):  # needs no chunks
+            yield flat.view(torch.int32)
+            continue
         limit = CHUNK if tensor.device.type == "cpu" else ELSEWHERE
-        for piece in tensor.detach().reshape(-1).split(limit):
+        for piece in flat.split(limit):
             waiting.append(piece.float())
             size += piece.numel()
             if size >= limit:
@@ -92,27 +92,27 @@ def _bits(tensors: list[torch.Tensor]) -> Iterator[Bits]:
         yield torch.cat(waiting).view(torch.int32)
 
 
-def _histogram(chunks: Chunks, leader: torch.Tensor, shift: int, width: int) -> Int64[torch.Tensor, " bins"]:
-    """How often each digit occurs; the first digit, which has the sign, is counted from its least value on."""
-    bins = 1 << width
-    table = torch.zeros(bins, dtype=torch.int64, device=local(leader).device)
-    for bits in chunks():
-        digits = bits >> shift
-        digits = digits.add_(bins >> 1) if shift + width == 32 else digits.bitwise_and_(bins - 1)
-        table += torch.bincount(digits, minlength=bins)
+def _histogram(
+    tensors: list[torch.Tensor], prefix: int, above: int, shift: int, width: int
+) -> Int64[torch.Tensor, " bins"]:
+    table = torch.zeros(1 << width, dtype=torch.int64, device=local(tensors[0]).device)
+    for bits in _bits(tensors):
+        table += _counted(bits, prefix, above, shift, width)
     return table
 
 
-def _narrowed(chunks: Chunks, prefix: int, shift: int, *, keep: bool) -> Chunks:
-    """Those entries whose leading bits are `prefix`."""
+def _counted(bits: Bits, prefix: int, above: int, shift: int, width: int) -> Int64[torch.Tensor, " bins"]:
+    """How often each digit occurs in entries whose bits from `above` on are `prefix`.
 
-    def found() -> Iterator[Bits]:
-        return (bits[(bits >> shift) == prefix] for bits in chunks())
-
-    if not keep:
-        return found
-    kept = list(found())
-    return lambda: kept
+    The first digit, which has the sign and nothing above, is counted from its least value on.
+    """
+    if fast := compiled(bits):
+        return fast.counted(bits, prefix, above, shift, width)
+    bins = 1 << width
+    if above == 32:
+        return torch.bincount((bits >> shift).add_(bins >> 1), minlength=bins)
+    among = bits[(bits >> above) == prefix]
+    return torch.bincount((among >> shift).bitwise_and_(bins - 1), minlength=bins)
 
 
 def _ascending(width: int, *, top: bool, negative: bool) -> Int64[torch.Tensor, " bins"]:
