@@ -29,7 +29,7 @@ def measure(model: nn.Module, batches: Iterable[Any], device: torch.device | Non
     device = device or next((p.device for p in model.parameters()), torch.device("cpu"))
     sums = torch.zeros(5, dtype=torch.float64, device=device)
     for batch in batches:
-        rows = torch.arange(rank(), len(batch[1]), ranks())
+        rows = torch.arange(len(batch[1]))[rank() :: ranks()]
         counted = len(rows) > 0
         # a rank without a row computes one all the same, for sharded models talk to each other while they compute
         inputs, targets = to_device(take_rows(batch, rows if counted else torch.zeros(1, dtype=torch.long)), device)
