@@ -16,7 +16,6 @@ from typing import Any, final
 import torch
 from torch import nn
 
-from ..core.version import __version__
 from ..data import Dataset, open_data
 from .callbacks import Callback, DivergenceGuard, StopOnSignal
 from .distributed import group, launched, rank, whole_weights
