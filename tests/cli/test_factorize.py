@@ -86,6 +86,17 @@ def test_refine_and_perm_are_passed_on(tmp_path: Path) -> None:
         assert record["density"] <= 0.5
 
 
+def test_an_unknown_order_is_searched(tmp_path: Path) -> None:
+    matrix = MATRICES["dft"](16).matrix.numpy()
+    np.save(tmp_path / "a.npy", matrix[np.random.permutation(16)][:, np.random.permutation(16)])
+    record = run_json(tmp_path / "a.npy", "--chain", "butterfly(16)", "--perm", "search")
+    assert record["certificate"]["exact"]
+    assert record["perm"].startswith("search: clusters from ")
+    refused = run(tmp_path / "a.npy", "--perm", "search")
+    assert refused.exit_code != 0
+    assert "--perm search looks for the order that a chain needs. Give --chain too." in refused.stderr
+
+
 def test_human_output_says_what_is_proved() -> None:
     result = run("--example", "hilbert", "--n", 16, "--chain", "butterfly(16)")
     assert result.exit_code == 0

@@ -122,7 +122,7 @@ def test_certificates_count_the_permuted_matrix() -> None:
 @pytest.mark.parametrize(
     ("perm", "message"),
     [
-        ("bitreverse", r"perm='bitreverse' is unknown. Rule: None, 'none', 'bitrev', 'auto' or a pair"),
+        ("bitreverse", r"perm='bitreverse' is unknown here. Rule: None, 'none', 'bitrev', 'auto', 'search'"),
         (3, "perm=3 is unknown"),
         ([None], r"perm=\[None\] is unknown"),
         ((None,), r"perm=\(None,\) is unknown"),

@@ -31,6 +31,7 @@ class Perm(StrEnum):
     none = "none"
     bitrev = "bitrev"
     auto = "auto"
+    search = "search"
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,9 @@ def command(
         str | None, typer.Option(help="Choose the best chain with this share of the entries (0.25) or number (4096).")
     ] = None,
     order: Annotated[str, typer.Option(help="Order of the cuts: best, l2r, r2l, balanced or such as 3,1,2.")] = "best",
-    perm: Annotated[Perm | None, typer.Option(help="Reorder columns (bitrev) or find an order (auto) first.")] = None,
+    perm: Annotated[
+        Perm | None, typer.Option(help="Reorder columns (bitrev) or find an order, known (auto) or not (search).")
+    ] = None,
     refine: Annotated[int, typer.Option(min=0, help="Sweeps of alternating least squares afterwards.")] = 0,
     example: Annotated[str | None, typer.Option(help=f"Instead of INPUT: {', '.join(MATRICES)}.")] = None,
     n: Annotated[int | None, typer.Option("--n", help="Size of the example.")] = None,
@@ -95,6 +98,8 @@ def command(
     natural = task.chain if not limits else None
     if natural is None:
         limits = limits or {"tolerance": DEFAULT_TOLERANCE}
+        if perm is Perm.search:
+            raise ValueError("--perm search looks for the order that a chain needs. Give --chain too.")
         if not isinstance(cuts, str):
             raise ValueError(f"--order {order} names the cuts of a chain that is not chosen yet. Give --chain too.")
         if tolerance is None and budget is None:
@@ -119,7 +124,7 @@ def command(
         "input": task.name,
         "dtype": str(task.matrix.dtype).removeprefix("torch."),
         **result.to_dict(),
-        "perm": _perm_name(task, product),
+        "perm": result.permutation if perm is Perm.search else _perm_name(task, product),
         "why": why,
         "refine": refine,
         "out": str(out) if out else None,

@@ -99,6 +99,22 @@ def factorize(
             progress=progress,
         )
         return _transposed(transposed, notes)
+    if isinstance(perm, str) and perm == "search":
+        from .search_permutation import search_permutation
+
+        again = partial(
+            factorize,
+            matrix,
+            chain,
+            order=order,
+            orthonormalize=orthonormalize,
+            refine=refine,
+            refine_sites=refine_sites,
+            progress=progress,
+        )
+        with threads_for(ground.side), _full_precision(matrix.device.type):
+            found = search_permutation(matrix, chain, lambda perms: again(perm=perms), progress)
+        return replace(found, notes=(*notes, *found.notes))
     names = ("l2r", "r2l") if isinstance(order, str) and order == "best" else (order,)
     reduced, kept = ground.reduced, ground.kept
     # Redundant splits restrict nothing: the reduced chain is factorized, its products are expanded at the end.
@@ -237,4 +253,5 @@ def _transposed(result: Factorization, notes: tuple[str, ...]) -> Factorization:
     swap = {"columns": "rows", "rows": "columns"}
     label = " ".join(swap.get(word, word) for word in result.permutation.split())
     label = label.replace("columns and rows", "rows and columns")
+    notes = (*notes, *result.notes)
     return replace(result, product=result.product.T, splits=splits, order=order, notes=notes, permutation=label)

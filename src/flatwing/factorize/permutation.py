@@ -18,7 +18,8 @@ def candidate_permutations(perm: Any, chain: Chain, device: torch.device) -> dic
 
     None or "none": the matrix as it is. "bitrev": columns in digit-reversed order of the chain's radices, which is bit
     reversal for dyadic chains. "auto": none, and digit reversal of the columns, of the rows, and of both. A pair
-    (perm_in, perm_out) is taken as it is. Raises `ValueError` for anything else.
+    (perm_in, perm_out) is taken as it is. Raises `ValueError` for anything else; "search", which needs the matrix, is
+    `search_permutation`.
     """
     if perm is None or (isinstance(perm, str) and perm == "none"):
         return {"none": (None, None)}
@@ -41,8 +42,9 @@ def candidate_permutations(perm: Any, chain: Chain, device: torch.device) -> dic
         return {"given": (perm_in, perm_out)}
     shown = repr(perm)[:60]
     raise ValueError(
-        f"perm={shown} is unknown. Rule: None, {', '.join(map(repr, NAMES))} or a pair (perm_in, perm_out) of "
-        "permutations (or None), with A[perm_out][:, perm_in] what is factorized."
+        f"perm={shown} is unknown here. Rule: None, {', '.join(map(repr, NAMES))}, 'search' (factorize only, once the "
+        "chain is known) or a pair (perm_in, perm_out) of permutations (or None), with A[perm_out][:, perm_in] what is "
+        "factorized."
     )
 
 
