@@ -60,8 +60,11 @@ def _rule(
 
 def _largest(scores: Num[torch.Tensor, "*batch k"], count: int) -> Bool[torch.Tensor, "*batch k"]:
     """Where the `count` largest of the last axis are; of equal ones the first."""
-    order = scores.argsort(dim=-1, descending=True, stable=True)[..., :count]
-    return torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, order, True)
+    total = scores.shape[-1]
+    count = min(count, total)
+    least = scores.kthvalue(total - count + 1, dim=-1, keepdim=True).values
+    above, equal = scores > least, scores == least
+    return above | (equal & (equal.cumsum(-1) <= count - above.sum(-1, keepdim=True)))
 
 
 def _divides(values: Values, rows: int, columns: int, what: str) -> None:

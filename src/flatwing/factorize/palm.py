@@ -21,8 +21,9 @@ from .fixed import certify, cut_bound
 from .projections import Projection, projections_of
 
 DIRECTIONS = ("r2l", "l2r")
-SMALL = 64  # side up to which the spectral norm is computed; beyond, power iteration costs less
-POWERS, MARGIN = 20, 1.02  # steps of power iteration, and what is added to what they may have missed
+SMALL = 16  # side up to which the spectral norm is computed; beyond, power iteration costs less
+# Steps of power iteration at first, and from where the last sweep ended; and the share that they may have missed.
+POWERS, MARGIN = (20, 3), 0.02
 POLISH = 1000  # steps of L-BFGS at the end
 THEOREM = "no guarantee: alternating steps end in a critical point; the lower bound is of the supports and sizes"
 
@@ -158,15 +159,19 @@ class State:
         """The spectral norm of one side, or a little more; beyond small sizes from where the last sweep ended."""
         if min(side.shape) <= SMALL:
             return float(torch.linalg.matrix_norm(side, 2))
-        vector = self._tops.get((j, left))
+        vector, powers = self._tops.get((j, left)), POWERS[1]
         if vector is None:
-            vector = side.mH @ side.sum(1, keepdim=True) + side.mH[:, :1]  # a start that depends on nothing random
-        tiny = torch.finfo(torch.float64).tiny  # a zero side stays zero
-        for _ in range(POWERS):
-            vector = vector / torch.linalg.vector_norm(vector).clamp(min=tiny)
+            # a start that depends on nothing random, and that no structured matrix is likely to be orthogonal to
+            vector, powers = torch.cos(1.7 * torch.arange(1.0, side.shape[1] + 1)).to(side), POWERS[0]
+        size = 0.0
+        for _ in range(powers):
             vector = side.mH @ (side @ vector)
+            size = float(torch.linalg.vector_norm(vector))
+            if size == 0:
+                return 0.0
+            vector = vector / size
         self._tops[j, left] = vector
-        return MARGIN * float(torch.linalg.vector_norm(vector)) ** 0.5
+        return (1 + MARGIN) * size**0.5
 
 
 def factor_shapes(
