@@ -30,7 +30,7 @@ class Piece:
     columns: Indices
 
     @property
-    def place(self) -> tuple[Indices, Indices]:
+    def place(self) -> tuple[Int[np.ndarray, "p 1"], Int[np.ndarray, "1 q"]]:
         """Index of the rectangle rows x columns in a matrix."""
         return self.rows[:, None], self.columns[None, :]
 

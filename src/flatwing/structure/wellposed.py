@@ -91,6 +91,17 @@ def wellposedness(*supports: Any) -> Verdict:
     return _of_two(*found) if len(found) == 2 else _of_many(found)
 
 
+def is_closed(left: Support, right: Support) -> bool:
+    """Whether the products of two factors are known to be a closed set: `wellposedness` without a search for families.
+
+    >>> is_closed(Support(np.eye(2, dtype=bool)), Support(np.ones((2, 2), dtype=bool)))
+    True
+    """
+    verdict = tractability(left, right)
+    alone = 1 in (left.shape[0], right.shape[1])
+    return alone or verdict.tractable or bool(closed_because(rest_of(verdict))[0])
+
+
 def _of_two(left: Support, right: Support) -> Verdict:
     entries = float((left.array.sum(0, dtype=float) * right.array.sum(1, dtype=float)).sum())
     if entries > LARGEST:

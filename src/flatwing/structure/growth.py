@@ -1,0 +1,83 @@
+"""Whether factors run away while their product converges, from norms and residuals of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import inf
+from typing import final
+
+import numpy as np
+
+FEWEST = 6  # points of a fit
+GROWN, SHRUNK = 1.25, 4.0  # factors of the norm and of the residual below which nothing can be told
+LAW = 0.5  # norm ~ residual^(-1/2): error eps^2 and norm 1/eps of a family that runs away
+WIDE = 0.15  # largest standard error of the exponent, and least tolerance around the law
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Growth:
+    """How the norm of factors follows the residual: norm ~ residual^(-exponent), `exponent` +- 2 `stderr`.
+
+    `norm` and `residual` are last over first; `points` entered the fit. `diverging` is the verdict.
+    """
+
+    exponent: float
+    stderr: float
+    norm: float
+    residual: float
+    points: int
+
+    @property
+    def diverging(self) -> bool:
+        """Whether the norm grew, the residual fell, and the exponent is 1/2 within two standard errors (at least .15).
+
+        Bounded factors have an exponent near 0.
+        """
+        told = self.points >= FEWEST and self.norm >= GROWN and self.residual * SHRUNK <= 1 and self.stderr <= WIDE
+        return told and abs(self.exponent - LAW) <= max(2 * self.stderr, WIDE)
+
+    def __str__(self) -> str:
+        word = "runs away" if self.diverging else "does not run away" if self.points >= FEWEST else "too few points"
+        return (
+            f"{word}: norm ~ residual^-{self.exponent:.2f} +- {2 * self.stderr:.2g} ({self.points} points), "
+            f"norm x {self.norm:.3g} while residual x {self.residual:.3g}"
+        )
+
+
+def diverging(norms: Sequence[float], residuals: Sequence[float]) -> Growth:
+    """Fit norm ~ residual^(-exponent) to a run, by least squares of the logarithms.
+
+    Args:
+        norms: of all factors together, at some moments of the run, in order.
+        residuals: distance of their product from its limit at these moments, or anything proportional to it, such as
+            how far the product moves until twice the time.
+
+    Residuals of 0 end what is looked at: there the product has arrived. Sparse factors whose supports are not closed can
+    approach a matrix that they do not reach only by running away, with exponent 1/2 on the families of `wellposedness`.
+    Raises `ValueError` for other lengths, norms that are not positive, residuals that are negative, NaN and Inf.
+
+    >>> eps = 2.0 ** -np.arange(1, 9)
+    >>> print(diverging(list(2.83 / eps), list(eps**2)))
+    runs away: norm ~ residual^-0.50 +- ... (8 points), norm x 128 while residual x 6.1e-05
+    >>> diverging([3.0] * 8, list(eps**2)).diverging
+    False
+    """
+    sizes, rests = np.asarray(norms, dtype=float), np.asarray(residuals, dtype=float)
+    if sizes.shape != rests.shape or sizes.ndim != 1:
+        raise ValueError(f"{sizes.shape} norms and {rests.shape} residuals. Rule: two lists of one length.")
+    if not (np.isfinite(sizes).all() and np.isfinite(rests).all() and (sizes > 0).all() and (rests >= 0).all()):
+        raise ValueError("a norm or residual is negative, NaN or Inf, or a norm is 0. Rule: norms > 0, residuals >= 0.")
+    arrived = np.flatnonzero(rests == 0)
+    count = int(arrived[0]) if len(arrived) else len(rests)
+    if count < 3:
+        return Growth(0.0, inf, 1.0, 1.0, count)
+    x, y = np.log(rests[:count]), np.log(sizes[:count])
+    spread = float(np.square(x - x.mean()).sum())
+    if spread == 0:
+        return Growth(0.0, inf, float(np.exp(y[-1] - y[0])), 1.0, count)
+    slope = float((x - x.mean()) @ (y - y.mean())) / spread
+    left = y - y.mean() - slope * (x - x.mean())
+    stderr = float(np.sqrt(np.square(left).sum() / (count - 2) / spread))
+    return Growth(-slope, stderr, float(np.exp(y[-1] - y[0])), float(np.exp(x[-1] - x[0])), count)

@@ -1,0 +1,83 @@
+"""The law of factors that run away, told from runs that converge and runs that blow up."""
+
+import numpy as np
+import pytest
+import torch
+
+from flatwing.structure.growth import diverging
+
+
+def descend(S: np.ndarray, T: np.ndarray, A: np.ndarray, steps: int) -> tuple[list[float], list[float]]:
+    """Gradient descent on ||X Y - A||^2; norms and residuals at times 1, 2, 4, ..."""
+    generator = torch.Generator().manual_seed(0)
+    left, right, target = (torch.from_numpy(np.asarray(one, dtype=float)) for one in (S, T, A))
+    X = (torch.randn(left.shape, generator=generator, dtype=torch.float64) * left).requires_grad_()
+    Y = (torch.randn(right.shape, generator=generator, dtype=torch.float64) * right).requires_grad_()
+    optimizer = torch.optim.LBFGS([X, Y], max_iter=1, history_size=20, line_search_fn="strong_wolfe")
+    norms, residuals = [], []
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = ((X * left) @ (Y * right) - target).square().sum()
+        loss.backward()
+        return loss
+
+    for step in range(1, steps + 1):
+        loss = optimizer.step(closure)
+        if step & (step - 1) == 0 and step > 2:
+            norms.append(float(X.norm() + Y.norm()))
+            residuals.append(float(loss) ** 0.5)
+    return norms, residuals
+
+
+def test_descent_on_the_lu_example_runs_away() -> None:
+    lower = np.tril(np.ones((2, 2)))
+    growth = diverging(*descend(lower, lower.T, np.array([[0.0, 1.0], [1.0, 0.0]]), 1024))
+    assert growth.diverging, growth
+    assert growth.exponent == pytest.approx(0.5, abs=0.1)
+    assert growth.norm > 3
+    assert str(growth).startswith("runs away: norm ~ residual^-0.")
+
+
+def test_descent_to_a_matrix_that_is_attained_does_not() -> None:
+    lower = np.tril(np.ones((2, 2)))
+    growth = diverging(*descend(lower, lower.T, np.array([[2.0, 1.0], [1.0, 3.0]]), 1024))
+    assert not growth.diverging, growth
+
+
+def test_exponent_and_its_error() -> None:
+    generator = np.random.default_rng(0)
+    residuals = np.geomspace(1, 1e-4, 40)
+    inside = 0
+    for _ in range(200):
+        norms = 3 * residuals**-0.5 * np.exp(0.1 * generator.standard_normal(40))
+        growth = diverging(list(norms), list(residuals))
+        inside += abs(growth.exponent - 0.5) <= 2 * growth.stderr
+        assert growth.diverging
+    assert 180 <= inside <= 200, "about 95 %"
+
+
+@pytest.mark.parametrize("exponent", [0.0, 0.1, 0.25, 1.0])
+def test_other_laws_are_no_such_divergence(exponent: float) -> None:
+    residuals = np.geomspace(1, 1e-4, 20)
+    assert not diverging(list(residuals**-exponent), list(residuals)).diverging
+
+
+def test_what_tells_nothing() -> None:
+    assert not diverging([1.0, 2.0, 4.0], [1.0, 0.25, 0.0625]).diverging, "too few"
+    assert "too few points" in str(diverging([1.0], [1.0]))
+    assert diverging([1.0] * 8, [1.0] * 8).stderr == float("inf")
+    noisy = np.exp(np.random.default_rng(1).standard_normal(8) * 3)
+    assert not diverging(list(noisy), list(np.geomspace(1, 0.1, 8))).diverging
+    eps = 2.0 ** -np.arange(12)
+    rests = np.where(np.arange(12) < 9, eps**2, 0)
+    assert diverging(list(1 / eps), list(rests)).points == 9, "what is after the arrival is not looked at"
+    assert not diverging(list(1 / eps), list(1 / eps**2)).diverging, "the residual grows"
+
+
+def test_bad_numbers_are_refused() -> None:
+    with pytest.raises(ValueError, match="two lists of one length"):
+        diverging([1.0, 2.0], [1.0])
+    for norms, residuals in (([0.0], [1.0]), ([1.0], [-1.0]), ([float("nan")], [1.0]), ([1.0], [float("inf")])):
+        with pytest.raises(ValueError, match="norms > 0, residuals >= 0"):
+            diverging(norms, residuals)
