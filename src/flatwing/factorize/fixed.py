@@ -80,7 +80,7 @@ def factorize_fixed(
         bound = rectangle_bound(wide, verdict)
     balanced = (X * scale**0.5).to(matrix.dtype), (Y * scale**0.5).to(matrix.dtype)
     product = MaskedProduct([left, right], balanced)
-    certificate = certify(matrix, product, bound * scale**2, THEOREMS[verdict.theorem], verdict.tractable)
+    certificate = certify(matrix, product, bound, THEOREMS[verdict.theorem], verdict.tractable)
     return Factorization(product, certificate, (), (), "none", (*notes, str(verdict)), (certificate,))
 
 
@@ -153,7 +153,10 @@ def _sides(supports: Sequence[Support]) -> Iterator[tuple[Sequence[Support], Cal
 def certify(
     A: Num[torch.Tensor, "m n"], product: MaskedProduct, bound: float, theorem: str, optimal: bool
 ) -> Certificate:
-    """The certificate of a product of A, given a lower bound on the squared error of any product on its supports."""
+    """The certificate of a product of A, given a lower bound on the squared error of any product on its supports.
+
+    The bound is for A divided by its largest absolute entry: squares of others may be out of range.
+    """
     wide = torch.complex128 if A.is_complex() else torch.float64
     target, factors = A.to(wide), [factor.to(wide) for factor in product.factors]
     scale = float(target.abs().max()) or 1.0
@@ -166,8 +169,8 @@ def certify(
     exact = error <= rounding_level(A.dtype, len(factors))
     eps = torch.finfo(torch.float64).eps
     # nothing achieved is below the optimum; and the bound was itself rounded
-    lower = 0.0 if exact else min(relative(bound / scale**2, norm) * (1 - 64 * eps), error)
-    guarantee = relative(bound / scale**2, norm) + rounding_level(A.dtype, len(factors)) if optimal else np.inf
+    lower = 0.0 if exact else min(relative(bound, norm) * (1 - 64 * eps), error)
+    guarantee = relative(bound, norm) + rounding_level(A.dtype, len(factors)) if optimal else np.inf
     return Certificate(error, lower, guarantee, 1.0 if optimal else np.inf, theorem, exact)
 
 

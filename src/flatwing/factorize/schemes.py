@@ -12,8 +12,8 @@ from typing import Any, final
 from ..core import Registry, as_matrix
 from ..structure import MaskedProduct
 from .factorization import Factorization
-from .palm import DIRECTIONS, State, begin, factor_shapes, finish, limits, scaled
 from .projections import Projection, projections_of
+from .proximal import DIRECTIONS, State, begin, factor_shapes, finish, limits, scaled
 
 TOLERANCE = 1e-9  # relative change of the error below which a run of sweeps ends
 
@@ -184,8 +184,10 @@ def hierarchical(
         done = whole.factors[1:] if left else whole.factors[:-1]
         if progress is not None:
             progress("splits", step + 1, steps)
+    if polishing:
+        whole.polish(wide)
     shapes = [(factor.shape[0], factor.shape[1]) for factor in whole.factors]
-    return finish(matrix, wide, scale, whole, shapes, (f"hierarchical: {plan}",), polishing)
+    return finish(matrix, wide, scale, whole, shapes, (f"hierarchical: {plan}",))
 
 
 def _pair(factor: Projection, residual: Projection, left: bool) -> tuple[Projection, Projection]:

@@ -25,6 +25,7 @@ SMALL = 16  # side up to which the spectral norm is computed; beyond, power iter
 # Steps of power iteration at first, and from where the last sweep ended; and the share that they may have missed.
 POWERS, MARGIN = (20, 3), 0.02
 POLISH = 1000  # steps of L-BFGS at the end
+WARM = 10  # sweeps before that where all supports are given: more took longer and did not end lower
 THEOREM = "no guarantee: alternating steps end in a critical point; the lower bound is of the supports and sizes"
 
 Matrix = Num[torch.Tensor, "_ _"]
@@ -50,7 +51,7 @@ def palm(
         projections: one per factor, leftmost first: a text such as "splin(2)" (see `PROJECTIONS`), a boolean mask or
             `Support`, or a matrix that is kept; or one text for all, such as "spcol(2)*5".
         sizes: inner sizes of the product, one fewer than factors; default: what masks say, else the smaller of m and n.
-        sweeps: at most so many updates of every factor.
+        sweeps: at most so many updates of every factor; 10 where masks are given for all and `polishing` follows.
         tolerance: stop when a sweep lowers the error by less than this share of it.
         direction: "r2l" updates the rightmost factor first, "l2r" the leftmost.
         starts: the best of so many is returned. The first begins with a zero factor and identities, as FAuST does,
@@ -80,12 +81,15 @@ def palm(
         raise ValueError(f"direction={direction!r} is unknown. Rule: {' or '.join(map(repr, DIRECTIONS))}.")
     wide, scale = scaled(matrix)
     generator = np.random.default_rng(seed)
+    masked = any(one.name == "supp" for one in targets)
+    fixed = all(one.rule.fixed and one.rule.entries for one in targets)
     ends: list[State] = []
     for start in range(starts):
-        masked = any(one.name == "supp" for one in targets)
         random = generator if start or masked else None
         state = State(begin(wide, targets, shapes, direction, random), targets, direction)
-        state.run(wide, sweeps, tolerance)
+        state.run(wide, min(sweeps, WARM) if fixed and polishing else sweeps, tolerance)
+        if polishing:
+            state.polish(wide)
         ends.append(state)
         if progress is not None:
             progress("starts", start + 1, starts)
@@ -93,7 +97,7 @@ def palm(
             break
     best = min(ends, key=lambda state: state.error)
     notes = (f"best of {len(ends)} starts, {best.count} sweeps",)
-    return finish(matrix, wide, scale, best, shapes, notes, polishing)
+    return finish(matrix, wide, scale, best, shapes, notes)
 
 
 @final
@@ -155,6 +159,28 @@ class State:
         norm = float(torch.linalg.vector_norm(A))
         self.error = float(torch.linalg.vector_norm(A - self.scale * behind)) / norm if norm else 0.0
 
+    def supports(self) -> list[Support]:
+        """The given masks, or where factors are not zero."""
+        return [
+            target.arguments[0] if target.name == "supp" else Support.non_zeros(factor)
+            for target, factor in zip(self.targets, self.factors, strict=True)
+        ]
+
+    def polish(self, A: Num[torch.Tensor, "m n"]) -> None:
+        """Improve the values where the factors are not zero, all together, if the sets leave them free."""
+        if self.error <= torch.finfo(torch.float64).eps or not all(target.rule.entries for target in self.targets):
+            return
+        root = abs(self.scale) ** (1 / len(self.factors))
+        sizes = [root if self.scale > 0 else -root, *[root] * (len(self.factors) - 1)]
+        given = [factor.numpy(force=True) * size for factor, size in zip(self.factors, sizes, strict=True)]
+        found = polish(A.numpy(force=True), given, [support.array for support in self.supports()], POLISH)
+        norms = [float(np.linalg.norm(factor)) for factor in found]
+        if all(norms):
+            self.factors = [torch.from_numpy(f / norm).to(A.device) for f, norm in zip(found, norms, strict=True)]
+            self.scale = float(np.prod(norms))
+            rest = A - self.scale * reduce(torch.matmul, self.factors)
+            self.error = float(torch.linalg.vector_norm(rest) / torch.linalg.vector_norm(A))
+
     def _norm(self, side: Matrix, j: int, left: bool) -> float:
         """The spectral norm of one side, or a little more; beyond small sizes from where the last sweep ended."""
         if min(side.shape) <= SMALL:
@@ -182,10 +208,12 @@ def factor_shapes(
     if sizes is not None and len(sizes) != len(targets) - 1:
         raise ValueError(f"there are {len(sizes)} sizes for {len(targets)} factors. Rule: one between two neighbours.")
     inner = [min(m, n)] * (len(targets) - 1) if sizes is None else [int(size) for size in sizes]
-    if sizes is None:
-        for k, target in enumerate(targets):
-            if target.shape is not None:
-                inner[max(k - 1, 0) : k + 1] = [*target.shape[: k > 0], *target.shape[1:][: k < len(inner)]]
+    for k, target in enumerate(targets):
+        if sizes is None and target.shape is not None:
+            if k > 0:
+                inner[k - 1] = target.shape[0]
+            if k < len(inner):
+                inner[k] = target.shape[1]
     shapes = list(zip([m, *inner], [*inner, n], strict=True))
     if min(inner, default=1) < 1:
         raise ValueError(f"the inner sizes are {inner}. Rule: at least 1 each.")
@@ -239,23 +267,15 @@ def finish(
     state: State,
     shapes: Sequence[tuple[int, int]],
     notes: tuple[str, ...],
-    polishing: bool,
 ) -> Factorization[MaskedProduct]:
     """The product of a state with its certificate, for the matrix in its own dtype and unit."""
     targets, count = state.targets, len(state.factors)
-    supports = [
-        target.support(shape) if target.name == "supp" else Support.non_zeros(factor)
-        for target, shape, factor in zip(targets, shapes, state.factors, strict=True)
-    ]
+    supports = state.supports()
     root = abs(state.scale) ** (1 / count)
     factors = [factor * root for factor in state.factors]
     factors[0] = factors[0] * (-1 if state.scale < 0 else 1)
-    if polishing and all(target.rule.entries for target in targets) and state.error > torch.finfo(torch.float64).eps:
-        masks = [support.array for support in supports]
-        found = polish(wide.numpy(force=True), [factor.numpy(force=True) for factor in factors], masks, POLISH)
-        factors = [torch.from_numpy(factor).to(wide.device) for factor in found]
     factors = [(factor * scale ** (1 / count)).to(matrix.dtype) for factor in factors]
     product = MaskedProduct(supports, factors)
     bound = cut_bound(wide, [target.support(shape) for target, shape in zip(targets, shapes, strict=True)])
-    certificate = certify(matrix, product, bound * scale**2, THEOREM, optimal=False)
+    certificate = certify(matrix, product, bound, THEOREM, optimal=False)
     return Factorization(product, certificate, (), (), "none", notes, (certificate,))
