@@ -12,7 +12,8 @@ import torch
 from cases import noisy, relative_error
 from flatwing import Chain, choose, factorize
 from flatwing.factorize import search_permutation as module
-from flatwing.factorize.search_permutation import block_permutation, cluster_orders, grow, listed_orders, tree
+from flatwing.factorize.permutation import tree
+from flatwing.factorize.search_permutation import block_permutation, cluster_orders, grow, listed_orders
 from flatwing.structure import transforms
 from strategies import as_user
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from heapq import heapify, heappop, heappush
 from typing import final
 
 import numpy as np
@@ -119,7 +120,7 @@ def gather_rows(
     """Row clusters for given column clusters: the rows that are most nearly parallel in all of them, greedily.
 
     The likeness of two rows is the share of each that the other explains, cluster by cluster: 2 if they are parallel
-    in each. The row whose cluster is surest chooses first. Cost: O(rows^2 columns).
+    in each. The row whose cluster is surest chooses first. Cost: O(rows^2 columns + rows^2 log(rows)).
     """
     pieces = by_columns(values, columns)
     gram = energy(pieces @ pieces.conj().swapaxes(-1, -2))
@@ -128,14 +129,23 @@ def gather_rows(
     explained = (gram / np.maximum(own[..., None, :], tiny)).sum((0, 1)) / np.maximum(own.sum((0, 1)), tiny)[:, None]
     likeness = explained + explained.T
     np.fill_diagonal(likeness, -np.inf)
-    free, clusters = np.arange(len(likeness)), []
-    while len(free):
-        among = likeness[np.ix_(free, free)]
-        nearest = np.argsort(-among, axis=1, kind="stable")[:, : size - 1]
-        first = int(np.take_along_axis(among, nearest, 1).sum(1).argmax())
-        chosen = np.append(nearest[first], first)
-        clusters.append(np.sort(free[chosen]))
-        free = np.delete(free, chosen)
+    order, free = np.argsort(-likeness, axis=1, kind="stable"), np.ones(len(likeness), bool)
+
+    def choice(row: int) -> tuple[float, int, np.ndarray]:
+        near = order[row][free[order[row]]][: size - 1]  # the row itself comes last
+        return -float(likeness[row, near].sum()), row, near
+
+    clusters, waiting = [], [choice(row) for row in range(len(likeness))]
+    heapify(waiting)
+    while waiting:
+        _, row, near = heappop(waiting)
+        if not free[row]:
+            continue
+        if free[near].all():
+            clusters.append(np.sort(np.append(near, row)))
+            free[clusters[-1]] = False
+        else:
+            heappush(waiting, choice(row))  # the choice of those who are left is never better than before
     return np.stack(clusters)
 
 

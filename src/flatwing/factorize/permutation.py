@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from jaxtyping import Int
 
 from ..core import as_permutation
 from ..structure import Chain, transforms
@@ -54,3 +57,25 @@ def permuted(matrix: torch.Tensor, perms: Permutations) -> torch.Tensor:
     if perm_out is not None:
         matrix = matrix.index_select(-2, perm_out)
     return matrix if perm_in is None else matrix.index_select(-1, perm_in)
+
+
+def tree(order: Int[np.ndarray, " n"], radices: Sequence[int]) -> Int[np.ndarray, " n"]:
+    """The first in the alphabet of all orders with the same nested clusters; the first radix counts the largest ones.
+
+    >>> tree(np.array([3, 2, 0, 1]), (2, 2)).tolist()
+    [0, 1, 2, 3]
+    """
+    size = 1
+    for radix in reversed(radices):
+        parts = order.reshape(-1, radix, size)
+        order = np.take_along_axis(parts, np.argsort(parts[:, :, :1], axis=1), 1).reshape(-1)
+        size *= radix
+    return order
+
+
+def digits_reversed(order: Int[np.ndarray, " n"], radices: Sequence[int]) -> Int[np.ndarray, " n"]:
+    """The order with its places renumbered, digits backwards; `radices` are those of the places, the slowest first.
+
+    Rows of a chain stand with the digit of the smallest clusters first, columns with that of the largest.
+    """
+    return order.reshape(tuple(radices)).transpose().reshape(-1)

@@ -11,9 +11,9 @@ from jaxtyping import Int, Num
 
 from ..structure import Chain, transforms
 from .clusters import find_clusters
+from .exchange import exchange, measure
 from .factorization import Factorization
-from .permutation import Permutations, permuted
-from .problem import Problem
+from .permutation import Permutations, digits_reversed, tree
 
 Progress = Callable[[str, int, int], None]
 SEED = 0
@@ -29,8 +29,9 @@ def search_permutation(
 ) -> Factorization:
     """The best factorization of a matrix whose rows and columns are in an unknown order; `fit` factorizes in an order.
 
-    First the known orders (`listed_orders`): if none is exact, clusters of rows and columns (`cluster_orders`). Lower
-    bounds, which need singular values only, exclude most orders before they are factorized. The name of the order in
+    First the known orders (`listed_orders`): if none is exact, clusters of rows and columns (`cluster_orders`), and in
+    noise exchanges of clusters (`exchange`) if the best order so far is worth it. Lower bounds, which need singular
+    values only, exclude most orders before they are factorized. The name of the order in
     the result begins with "search: "; a note says when nothing better than an arbitrary order was found. The search is
     deterministic, and it can be interrupted at any time. `progress` is called at every level.
 
@@ -40,23 +41,37 @@ def search_permutation(
     """
     require_searchable(matrix, chain)
     orders = listed_orders(chain)
-    bounds = {name: _bound(matrix, chain, perms) for name, perms in orders.items()}
+    bounds = {name: measure(matrix, chain, perms)[0] for name, perms in orders.items()}
     likely = min(bounds, key=lambda name: bounds[name])
-    tried = {likely: fit(orders[likely])}
-    notes: tuple[str, ...] = ()
-    if not tried[likely].certificate.exact:
-        found = cluster_orders(matrix, chain, progress)
-        bounds |= {name: _bound(matrix, chain, perms) for name, perms in found.items()}
-        orders |= found
-        for name in sorted(set(orders) - set(tried), key=lambda name: bounds[name]):
-            best = min((result.certificate for result in tried.values()), key=lambda proof: proof.error)
-            if best.exact or bounds[name] >= best.error:
-                break  # neither this order nor the later ones can be better
-            tried[name] = fit(orders[name])
-        notes = _notes(matrix, chain, fit, tried, set(found))
-    name = min(tried, key=lambda name: tried[name].certificate.error)
-    best = tried[name]
-    return replace(best, permutation=f"search: {name}", notes=(*best.notes, *notes))
+    best, result = likely, fit(orders[likely])
+    if result.certificate.exact:
+        return replace(result, permutation=f"search: {best}")
+    clusters = cluster_orders(matrix, chain, progress)
+    orders |= clusters
+    bounds |= {name: measure(matrix, chain, perms)[0] for name, perms in clusters.items()}
+    for name in sorted(set(orders) - {likely}, key=lambda name: bounds[name]):
+        if result.certificate.exact or bounds[name] >= result.certificate.error:
+            break  # neither this order nor the later ones can be better
+        other = fit(orders[name])
+        if other.certificate.error < result.certificate.error:
+            best, result = name, other
+    notes: list[str] = []
+    if not result.certificate.exact:
+        notes.append("search: the lower bound holds for the order that was found, not for all orders")
+        if best not in clusters:
+            notes.append(f"search: clustering found no better order than {best!r}")
+        arbitrary = fit(_arbitrary(chain)).certificate.error
+        if result.certificate.error > FOUND * arbitrary:
+            notes.append(
+                f"search failed: the best order leaves an error of {result.certificate.error:.3g}, an arbitrary order "
+                f"{arbitrary:.3g}; the matrix probably has this structure in no order, or is too noisy"
+            )
+        else:
+            perms = exchange(matrix, chain, orders[best], fit, progress)
+            other = result if perms is None else fit(perms)
+            if other.certificate.error < result.certificate.error:
+                best, result = f"{best} and exchanges", other
+    return replace(result, permutation=f"search: {best}", notes=(*result.notes, *notes))
 
 
 def require_searchable(matrix: torch.Tensor, chain: Chain) -> None:
@@ -99,7 +114,7 @@ def listed_orders(chain: Chain) -> dict[str, Permutations]:
         if is_power_of_two(n):
             blocks = block_permutation(n, code)
             orders[f"blocks {code} columns"] = (blocks, None)
-            orders[f"blocks {code} columns , bitrev rows"] = (blocks, rows)
+            orders[f"blocks {code} columns and bitrev rows"] = (blocks, rows)
         if is_power_of_two(m):
             orders[f"blocks {code} rows"] = (None, block_permutation(m, code))
     trees: dict[tuple[bytes, bytes], str] = {}
@@ -108,24 +123,10 @@ def listed_orders(chain: Chain) -> dict[str, Permutations]:
         columns = torch.arange(n) if perm_in is None else perm_in
         rows = torch.arange(m) if perm_out is None else perm_out
         # a column's first digit names its largest cluster, a row's last digit
-        rows = _digits_reversed(rows.numpy(), row_radices)
+        rows = digits_reversed(rows.numpy(), row_radices)
         key = tree(columns.numpy(), column_radices).tobytes(), tree(rows, row_radices[::-1]).tobytes()
         trees.setdefault(key, name)
     return {name: orders[name] for name in trees.values()}
-
-
-def tree(order: Int[np.ndarray, " n"], radices: Sequence[int]) -> Int[np.ndarray, " n"]:
-    """The first in the alphabet of all orders with the same nested clusters; the first radix counts the largest ones.
-
-    >>> tree(np.array([3, 2, 0, 1]), (2, 2)).tolist()
-    [0, 1, 2, 3]
-    """
-    size = 1
-    for radix in reversed(radices):
-        parts = order.reshape(-1, radix, size)
-        order = np.take_along_axis(parts, np.argsort(parts[:, :, :1], axis=1), 1).reshape(-1)
-        size *= radix
-    return order
 
 
 def is_power_of_two(n: int) -> bool:
@@ -170,7 +171,7 @@ def cluster_orders(
     # of the transposed matrix, levels come in the opposite order, and so do the digits of what is found
     turned_rows, turned_columns = grow(values.T, p[::-1], q[::-1], lambda done: say(levels + done))
     say(2 * levels)
-    turned = _digits_reversed(turned_columns, p[::-1]), _digits_reversed(turned_rows, q[::-1])
+    turned = digits_reversed(turned_columns, p[::-1]), digits_reversed(turned_rows, q[::-1])
     return {
         "clusters from rows": (torch.from_numpy(columns), torch.from_numpy(rows)),
         "clusters from columns": (torch.from_numpy(turned[0]), torch.from_numpy(turned[1])),
@@ -200,40 +201,8 @@ def grow(
     return columns.reshape(-1), rows.reshape(-1)
 
 
-def _digits_reversed(order: np.ndarray, radices: Sequence[int]) -> np.ndarray:
-    return order.reshape(tuple(radices)).transpose().reshape(-1)
-
-
-def _bound(matrix: torch.Tensor, chain: Chain, perms: Permutations) -> float:
-    """Lower bound on the relative error with this order. Cost: O(m n) and small singular value problems."""
-    moved = tuple(None if perm is None else perm.to(matrix.device) for perm in perms)
-    problem = Problem.of(permuted(matrix, (moved[0], moved[1])), chain.reduced())
-    lower, _ = problem.bounds(np.full(1, np.inf), (), np.ones(1, bool))
-    return float(np.sqrt(lower[0] / problem.norm[0])) if problem.norm[0] > 0 else 0.0
-
-
-def _notes(
-    matrix: torch.Tensor,
-    chain: Chain,
-    fit: Callable[[Permutations], Factorization],
-    tried: dict[str, Factorization],
-    clustered: set[str],
-) -> tuple[str, ...]:
-    """What the caller should know about an order that is not exact."""
-    errors = {name: result.certificate.error for name, result in tried.items()}
-    best = min(errors, key=lambda name: errors[name])
-    if tried[best].certificate.exact:
-        return ()
+def _arbitrary(chain: Chain) -> Permutations:
+    """Orders that have nothing to do with any matrix."""
     generator = torch.Generator().manual_seed(SEED)
     m, n = chain.shape
-    arbitrary = torch.randperm(n, generator=generator), torch.randperm(m, generator=generator)
-    reference = fit(arbitrary).certificate.error
-    notes = ["search: the lower bound holds for the order that was found, not for all orders"]
-    if best not in clustered:
-        notes.append(f"search: clustering found no better order than {best!r}")
-    if errors[best] > FOUND * reference:
-        notes.append(
-            f"search failed: the best order leaves an error of {errors[best]:.3g}, an arbitrary order {reference:.3g}; "
-            "the matrix probably has this structure in no order, or is too noisy"
-        )
-    return tuple(notes)
+    return torch.randperm(n, generator=generator), torch.randperm(m, generator=generator)
