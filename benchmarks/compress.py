@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from flatwing.compress import compress
-from flatwing.compress.record import environment
+from flatwing.core.machine import environment
 from flatwing.train import EXAMPLES
 
 RESULTS = Path(__file__).parent / "results" / "compress.json"

@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .core.version import __version__ as __version__
+from .core.machine import __version__ as __version__
 from .factorize import Certificate as Certificate
 from .factorize import Choice as Choice
 from .factorize import Factorization as Factorization

@@ -258,7 +258,7 @@ def test_other_task_targets_and_version_are_refused(tmp_path: Path, monkeypatch:
     ):
         with pytest.raises(ValueError, match=f"unfinished run with another {name}"):
             run(tmp_path / "out", heal=0, samples=None, **options)
-    monkeypatch.setattr("flatwing.__version__", "0.0.0")
+    monkeypatch.setattr("flatwing.compress.api.__version__", "0.0.0")
     with pytest.raises(ValueError, match="unfinished run with another flatwing"):
         run(tmp_path / "out", heal=0, calibration=batches(y), samples=None)
 

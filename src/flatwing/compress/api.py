@@ -13,6 +13,7 @@ from typing import Any, final
 import torch
 from torch import nn
 
+from ..core.machine import __version__
 from ..nn import densify_
 from ..report import write as write_report
 from ..train import EXAMPLES
@@ -168,8 +169,6 @@ def _names(given: str | Iterable[str]) -> tuple[str, ...]:
 
 def _facts(source: Source, data: Data) -> dict[str, Any]:
     """What the result depends on besides options: an interrupted run goes on only if it is the same."""
-    from .. import __version__
-
     parts = (data.fit, data.heldout, data.test)
     hashes = [[fingerprint(vars(batch)) for batch in part] for part in parts]
     return {

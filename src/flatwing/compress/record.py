@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
-import os
-import platform
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from ..core import replacing
+from ..core.machine import __version__, environment
 from ..report import write as write_report
 from .choice import BOTH, DENSIFIED, better_choice
 from .layerwise import LayerResult
@@ -53,7 +49,7 @@ def make_record(
         "version": 1,
         "command": "compress",
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "flatwing": _version(),
+        "flatwing": __version__,
         "name": source.name,
         "task": source.task,
         "seed": options.seed,
@@ -232,30 +228,6 @@ def write_toml(path: Path, options: Mapping[str, Any]) -> None:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def _processor() -> str:
-    """The name of the processor; Linux tells it in a file only."""
-    with suppress(OSError, StopIteration):
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return platform.processor() or platform.machine()
-
-
-def environment() -> dict[str, Any]:
-    """What the numbers were measured on."""
-    found = {"python": platform.python_version(), "torch": torch.__version__, "flatwing": _version()}
-    with suppress(importlib.metadata.PackageNotFoundError):
-        found["transformers"] = importlib.metadata.version("transformers")
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    return found | {
-        "platform": platform.platform(),
-        "cpu": _processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "device": device,
-        "date": datetime.now(UTC).date().isoformat(),
-    }
-
-
 def _table(result: Mapping[str, Any]) -> str:
     """Before, compressed, healed as Markdown."""
     stages = [(name, m) for name, m in result["metrics"].items() if m is not None]
@@ -266,9 +238,3 @@ def _table(result: Mapping[str, Any]) -> str:
     for key in ("parameters", "linear_parameters", "bytes", "flops"):
         rows.append(f"| {key.replace('_', ' ')} | " + " | ".join(f"{m[key]:,}" for _, m in stages) + " |")
     return "\n".join(rows)
-
-
-def _version() -> str:
-    from .. import __version__
-
-    return __version__

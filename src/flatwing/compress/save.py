@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from ..core import replacing
+from ..core.machine import __version__
 from ..nn import LinearInfo, StructuredLayer, densify_
 from . import plain
 from .load import FORMAT, VERSION
@@ -66,7 +67,7 @@ def save_model(
     description: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,
-        "flatwing": _version(),
+        "flatwing": __version__,
         "architecture": source.architecture,
         "layers": {} if densify else entries,
         "quantized": quantize,
@@ -146,9 +147,3 @@ def card(name: str, summary: Sequence[str], description: Mapping[str, Any], tabl
 
 def _same(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
-
-
-def _version() -> str:
-    from .. import __version__
-
-    return __version__

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from ..core.machine import __version__
 from ..nn.base import StructuredLayer
 from .candidates import STRUCTURES, Candidate, candidate, make_layer
 from .checkpoint import Checkpoint
@@ -80,8 +81,6 @@ def compress_weights(
     _require_apart(checkpoint, Path(out))
     matrices = [_planned(matrix, share, structures) for matrix in select(checkpoint, where, skip_heads=skip_heads)]
     tasks = sorted((m for m in matrices if m.reason is None), key=lambda m: (-checkpoint.info(m.key).nbytes, m.name))
-    from .. import __version__
-
     job = {
         "format": "flatwing.weights",
         "flatwing": __version__,

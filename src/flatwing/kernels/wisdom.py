@@ -10,15 +10,12 @@ from __future__ import annotations
 import errno
 import json
 import os
-import platform
 import re
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
-from importlib.metadata import PackageNotFoundError
-from importlib.metadata import version as installed_version
 from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
@@ -26,6 +23,7 @@ from typing import Any
 import torch
 
 from ..core import replacing
+from ..core.machine import __version__, processor
 from .backend import Task
 
 FORMAT = 1
@@ -132,20 +130,8 @@ def machine(device: str = "cpu") -> str:
     if device == "cuda" and torch.cuda.is_available():
         name = torch.cuda.get_device_name()
     else:
-        name = _processor() if device == "cpu" else device
-    try:
-        own = installed_version("flatwing")
-    except PackageNotFoundError:  # the source alone
-        own = "?"
-    return f"{name}, torch {torch.__version__}, flatwing {own}"
-
-
-def _processor() -> str:
-    """The model of the processor as its maker calls it, where the system tells."""
-    with suppress(OSError, ValueError, StopIteration):
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-        return next(line for line in lines if line.startswith("model name")).split(":", 1)[1].strip()
-    return f"{platform.system()} {platform.machine()} {platform.processor()}".strip()
+        name = processor() if device == "cpu" else device
+    return f"{name}, torch {torch.__version__}, flatwing {__version__}"
 
 
 def _entries(device: str) -> Entries:

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
-import platform
 from collections.abc import Collection, Mapping
-from contextlib import suppress
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, final
 
-import torch
-
 from ..core import replacing
+from ..core.machine import environment
 from .recipe import Recipe, read_recipe, to_toml
 
 CONFIG, ENVIRONMENT, METRICS, RESULT = "config.toml", "environment.json", "metrics.jsonl", "result.json"
@@ -72,26 +67,3 @@ class RunFolder:
         """Write a text, whole or not at all."""
         with replacing(self / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
-
-
-def environment() -> dict[str, Any]:
-    """What a run was computed with and on."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "flatwing": importlib.metadata.version("flatwing"),
-        "platform": platform.platform(),
-        "cpu": _processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "device": device,
-        "date": datetime.now(UTC).date().isoformat(),
-    }
-
-
-def _processor() -> str:
-    with suppress(OSError, StopIteration):  # Linux tells the name in a file only
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return platform.processor() or platform.machine()

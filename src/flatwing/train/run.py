@@ -16,11 +16,12 @@ from typing import Any, final
 import torch
 from torch import nn
 
+from ..core.machine import __version__
 from ..data import Dataset, open_data
 from .callbacks import Callback, DivergenceGuard, StopOnSignal
 from .distributed import group, launched, rank, whole_weights
 from .evaluate import measure
-from .folder import BOARD, CHECKPOINT, METRICS, MODEL, RESULT, RunFolder, environment
+from .folder import BOARD, CHECKPOINT, METRICS, MODEL, RESULT, RunFolder
 from .logs import JsonLines, TensorBoard
 from .loop import fit
 from .models import Model, build_model, sizes_for, twin
@@ -236,7 +237,7 @@ def _result(
         "name": name,
         "task": parts.data.task,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "flatwing": environment()["flatwing"],
+        "flatwing": __version__,
         "seed": recipe.run.seed,
         "summary": summary,
         "training": {
