@@ -32,8 +32,8 @@ def exchange(
     Rows and columns form trees of clusters. In noise, a cluster can end up under the wrong parent where one level alone
     does not show it; what the product (`fit` of the orders) leaves is then large in the misplaced clusters of some
     size. Of clusters that leave much more than most, the pair whose exchange helps most changes places, until none
-    does. `matrix` and `chain` are as `search_permutation` takes them. Cost: per move at most 45 evaluations of all tails for
-    every size of clusters, O(m n) per split; none for an order that fits all clusters alike.
+    does. `matrix` and `chain` are as `search_permutation` takes them. Cost: per move at most 45 evaluations of all
+    tails for every size of clusters, O(m n) per split; none for an order that fits all clusters alike.
     """
     q, p = chain.reduced().radices
     m, n = chain.shape
