@@ -63,8 +63,9 @@ class GradPower(Wrapper):
     before, float16 does not underflow, and Adam or Muon step as with unit 1 but for their eps; without eps it is 1.
 
     Comes after everything linear: accumulation, all-reduce, unscaling, then clipping. `.grad` is the gradient again
-    after the step, the same tensor; meanwhile there is a copy. A step whose powers overflow is skipped, with a warning.
-    Raises `ValueError` for a bad p or unit. Cost: a copy of the gradients while it steps, a few passes over memory.
+    after the step, the same tensor. A step whose powers overflow is skipped, with a warning.
+    Raises `ValueError` for a bad p or unit. Cost: three passes over memory, and while it steps the powers: of some
+    parameters at a time where the base treats each on its own (torch's own, but Adafactor and LBFGS), else of all.
     Source: GradPower (arXiv:2505.24275), algorithm 1.
 
     >>> w = torch.nn.Parameter(torch.zeros(2))
@@ -87,8 +88,7 @@ class GradPower(Wrapper):
         if self._overflows():
             return self._skip()
         for optimizer, groups in pieces(self.base):
-            turn = [(q, q.grad, g["p"], unit_of(g)) for g in groups for q in g["params"] if q.grad is not None]
-            turn = [(q, gradient, p, unit) for q, gradient, p, unit in turn if p != 1]
+            turn = _turn(groups)
             try:
                 for (q, gradient, p, unit), powered in zip(turn, room([each[1] for each in turn]), strict=True):
                     power(local(gradient), p, unit, out=local(powered))
@@ -101,12 +101,12 @@ class GradPower(Wrapper):
 
     def _overflows(self) -> bool:
         """Whether the power of any entry is beyond the numbers of its dtype; over all shards."""
-        turn = [(q.grad, g["p"], unit_of(g)) for g in self.param_groups for q in g["params"] if q.grad is not None]
-        owners = [gradient for gradient, p, _ in turn if p != 1]
-        if not owners:
+        turn = _turn(self.param_groups)
+        if not turn:
             return False
-        for wrong in (_may_overflow, _overflows):  # a bound is quick, and seldom not enough
-            flags = (wrong(local(gradient), p, unit) for gradient, p, unit in turn if p != 1)
+        owners = [gradient for _, gradient, _, _ in turn]
+        for wrong in (_may_overflow, _does_overflow):  # a bound is quick, and seldom not enough
+            flags = (wrong(local(gradient), p, unit) for _, gradient, p, unit in turn)
             if not over_shards(owners, flags, SUM):
                 return False
         return True
@@ -121,13 +121,24 @@ class GradPower(Wrapper):
         self.skipped += 1
 
 
+def _turn(groups: list[dict[str, Any]]) -> list[tuple[torch.Tensor, torch.Tensor, float, float]]:
+    """Parameters whose gradient a power changes, with the gradient, the power and its unit."""
+    return [
+        (q, q.grad, group["p"], unit_of(group))
+        for group in groups
+        if group["p"] != 1
+        for q in group["params"]
+        if q.grad is not None
+    ]
+
+
 def _may_overflow(g: torch.Tensor, p: float, unit: float) -> torch.Tensor:
     """1 unless the power of the norm, and so that of any entry, is well within the numbers of the dtype."""
     norm = torch.linalg.vector_norm(g, dtype=torch.promote_types(g.dtype, torch.float32))
     return (~(power(norm, p, unit) <= torch.finfo(g.dtype).max / 2)).to(torch.int32)
 
 
-def _overflows(g: torch.Tensor, p: float, unit: float) -> torch.Tensor:
+def _does_overflow(g: torch.Tensor, p: float, unit: float) -> torch.Tensor:
     return (~power(g, p, unit).isfinite().all()).to(torch.int32)
 
 
