@@ -26,6 +26,7 @@ OPTIONS = {
     ),
     "train": "--force --format --out --overwrite --quiet -q values what",
     "report": "--format --open --out run",
+    "wellposed": "--advise --force --format --picture source",
     "demo": "--out",
 }
 

@@ -13,7 +13,6 @@ from flatwing.structure import Support, Verdict, tractability, wellposedness
 from flatwing.structure.closed import closed_because, rest_of
 from flatwing.structure.diverging import Family, rank_family, window_family
 from flatwing.structure.recognize import recognized
-from flatwing.structure.wellposed import LARGEST
 
 Box = tuple[int, int]
 LOWER = np.tril(np.ones((2, 2), dtype=bool))
@@ -320,12 +319,12 @@ def test_searches_alone() -> None:
     assert (found, windows) == (None, 0), "one piece is no meeting of two"
 
 
-def test_large_supports_are_not_looked_at() -> None:
-    ones = np.ones((2, 2**14), dtype=bool)
-    big = np.ones((2**14, 2**14), dtype=bool)
-    verdict = wellposedness(ones, big)
-    assert verdict.status == "undecided"
-    assert str(LARGEST) in verdict.reason
+def test_large_supports_are_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flatwing.structure.wellposed.LARGEST", 10)
+    assert wellposedness(np.ones((3, 9), dtype=bool), np.ones((9, 3), dtype=bool)).closed, "one class of 9 entries"
+    lower = np.tril(np.ones((3, 3), dtype=bool))
+    verdict = wellposedness(lower, lower.T)
+    assert (verdict.status, verdict.reason.split(";")[0]) == ("undecided", "14 entries in different classes")
 
 
 @pytest.mark.parametrize("eps", [0.0, 1.0, -0.1, float("nan")])

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import advise, compress, demo, factorize, report, train
+from . import advise, compress, demo, factorize, report, train, wellposed
 
 app = typer.Typer(
     name="flatwing",
@@ -20,6 +20,7 @@ app.command("factorize")(factorize.command)
 app.command("advise")(advise.command)
 app.command("train")(train.command)
 app.command("report")(report.command)
+app.command("wellposed")(wellposed.command)
 app.command("demo")(demo.command)
 
 

@@ -15,3 +15,5 @@ from .swap import compress_ as compress_
 from .swap import densify_ as densify_
 from .swap_report import SwapReport as SwapReport
 from .swap_report import SwapRow as SwapRow
+from .wellposed import LayerPair as LayerPair
+from .wellposed import layer_pairs as layer_pairs

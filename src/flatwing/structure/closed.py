@@ -35,7 +35,8 @@ class Piece:
         return self.rows[:, None], self.columns[None, :]
 
     def __str__(self) -> str:
-        return f"columns {_set(self.members)} on rows {_set(self.rows)} x columns {_set(self.columns)}"
+        who = "inner indices" if len(self.members) > 1 else "inner index"
+        return f"{who} {_set(self.members)} on rows {_set(self.rows)} x columns {_set(self.columns)}"
 
 
 @final
@@ -249,4 +250,6 @@ def _sides(p: Piece, q: Piece) -> set[tuple[str, str]] | None:
 
 def _set(indices: Sequence[int] | Indices) -> str:
     shown = ", ".join(map(str, indices[:8]))
+    if len(indices) == 1:
+        return shown
     return "{" + shown + (", ..." if len(indices) > 8 else "") + "}"

@@ -75,7 +75,7 @@ def wellposedness(*supports: Any) -> Verdict:
 
     >>> lower = np.tril(np.ones((2, 2), dtype=bool))
     >>> print(wellposedness(lower, lower.T))
-    not closed: columns {0} on rows {0, 1} x columns {0, 1} can share an entry that runs away
+    not closed: inner index 0 on rows {0, 1} x columns {0, 1} can share an entry that runs away
       not attained: only inner index 0 reaches (0,0), (0,1) and (1,0): X[0,0] Y[0,0] = 0, but X[0,0] Y[0,1] = 1 and ...
       eps 1e-01: error 0.01, norms 28.28
       eps 1e-02: error 0.0001, norms 282.8
@@ -103,11 +103,10 @@ def is_closed(left: Support, right: Support) -> bool:
 
 
 def _of_two(left: Support, right: Support) -> Verdict:
-    entries = float((left.array.sum(0, dtype=float) * right.array.sum(1, dtype=float)).sum())
+    entries = _entries(left, right)
     if entries > LARGEST:
         return Verdict(
-            "undecided",
-            f"the rank-one supports have {entries:.3g} entries together, more than {LARGEST} are not looked at",
+            "undecided", f"{entries:.3g} entries in different classes, more than {LARGEST} are not looked at"
         )
     verdict = tractability(left, right)
     if 1 in (left.shape[0], right.shape[1]):
@@ -116,6 +115,14 @@ def _of_two(left: Support, right: Support) -> Verdict:
     if verdict.tractable:
         return Verdict("closed", str(verdict))
     return _of_rest(rest_of(verdict), left, right)
+
+
+def _entries(left: Support, right: Support) -> int:
+    """Entries of the rank-one supports, each different one once: what `tractability` works and remembers."""
+    rows, columns = (np.ascontiguousarray(side) for side in (np.packbits(left.array, 0).T, np.packbits(right.array, 1)))
+    kinds = {(r.tobytes(), c.tobytes()): k for k, (r, c) in enumerate(zip(rows, columns, strict=True))}
+    which = list(kinds.values())
+    return int(left.array.sum(0)[which] @ right.array.sum(1)[which])
 
 
 def _of_rest(rest: Rest, left: Support, right: Support) -> Verdict:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from .distributed import launched
+from .guard import FactorWatch
 from .state import Metric
 
 SMOOTHING = 0.1  # of the loss that the guard compares: about the last ten steps
@@ -72,13 +74,17 @@ class DivergenceGuard(Callback):
     """Ends a run that diverges: `FloatingPointError` once the smoothed loss is `factor` times its lowest value so far.
 
     Looks from step `after` on, and waits for the end of the warm-up of the smoothing. Losses that are not positive are
-    not looked at.
+    not looked at. `pairs` are names (first, second) of linear layers, such as those that `nn.wellposed.layer_pairs`
+    calls not closed: a `UserWarning` says once for each that its norms grow like distance^(-1/2) while the product of
+    the two converges (`structure.growth.diverging`). That begins anew when a run is resumed, and wants whole weights.
     """
 
-    def __init__(self, factor: float = 3.0, after: int = 20) -> None:
+    def __init__(self, factor: float = 3.0, after: int = 20, pairs: Sequence[tuple[str, str]] = ()) -> None:
         if not factor > 1:
             raise ValueError(f"factor is {factor}. Rule: above 1. Write factor=3.0.")
         self.factor, self.after = factor, after
+        self.pairs = tuple(pairs)
+        self._watches = [FactorWatch(*pair) for pair in self.pairs]
         self._smooth: float | None = None
         self._lowest = float("inf")
 
@@ -86,6 +92,7 @@ class DivergenceGuard(Callback):
     def on_start(self, training: Training) -> None:
         """Go through the losses so far."""
         self._smooth, self._lowest = None, float("inf")
+        self._watches = [FactorWatch(*pair) for pair in self.pairs]
         for metric in training.metrics:
             self._look(metric)
 
@@ -98,6 +105,15 @@ class DivergenceGuard(Callback):
                 f"the loss is {self._smooth:.4g} at step {metric['step']} after {self._lowest:.4g} before. Rule: below "
                 f"{self.factor:g} times the lowest. Lower lr, or raise warmup."
             )
+        for watch in tuple(self._watches):
+            growth = watch.look(training.model, int(metric["step"]))
+            if growth is not None and growth.diverging:
+                self._watches.remove(watch)
+                warnings.warn(
+                    f"step {metric['step']}: {watch.first!r} and {watch.second!r} together: {growth}. Best weights "
+                    "may not exist. Use weight decay, or add the entries that `flatwing wellposed --advise` names.",
+                    stacklevel=2,
+                )
 
     def _look(self, metric: Metric) -> None:
         loss = metric.get("loss")

@@ -1,0 +1,145 @@
+"""`flatwing wellposed`: whether training with these masks has a solution."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from ..core import require_writable
+from ..report import draw_factors, require_picture
+from ..structure import Verdict
+from ..structure.repair import Repair, advice, repair
+from ..structure.wellposed import wellposedness
+from .masks import Pair, read_pairs
+from .output import Format, note, plainly, working, write_json
+
+SEARCHED = 20_000  # entries of two supports; larger ones are not searched for a repair
+TALL, WIDE = 16, 64  # of a picture in letters
+WORST = ("not closed", "undecided", "closed")
+
+
+@plainly
+def command(
+    source: Annotated[Path, typer.Argument(metavar="MASKS", help="masks.npz or MODEL.safetensors.")],
+    advise: Annotated[
+        bool, typer.Option("--advise", help="Also say which entries to add, and what weight decay costs instead.")
+    ] = False,
+    picture: Annotated[
+        Path | None, typer.Option(help="Draw the first pair in question into this .png or .svg.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the file of --picture.")] = False,
+    format: Annotated[
+        Format, typer.Option(help="quiet is one line: the worst verdict and the numbers of pairs, separated by tabs.")
+    ] = Format.human,
+) -> None:
+    """Tell for each two neighbouring layers whether best weights exist for their masks, whatever the data.
+
+    An .npz file holds masks, true or non-zero where a weight may be, in the order of the matrix product (numbers in
+    their names come before their places in the file). A .safetensors file holds a model in the order in which its
+    layers are applied: masks (NAME_mask), or else the non-zeros of its matrices. "closed": they exist for every matrix
+    that the product shall be. "not closed": there is a matrix that is only approached by weights that run away.
+    """
+    if picture is not None:
+        require_picture(picture)
+        require_writable(picture)
+        if picture.exists() and not force:
+            raise ValueError(f"{str(picture)!r} exists. Rule: nothing is overwritten without --force.")
+    pairs, notes = read_pairs(source)
+    results: list[tuple[Pair, Verdict, Repair | None]] = []
+    with working("looking at pairs") as progress:
+        for i, pair in enumerate(pairs):
+            progress(pair.name, i, len(pairs))
+            verdict = wellposedness(pair.supports)
+            small = sum(int(np.prod(support.shape)) for support in pair.supports) <= SEARCHED
+            found = repair(pair.supports) if advise and not verdict.closed and small else None
+            results.append((pair, verdict, found))
+    if picture is not None:
+        _draw(*min(results, key=lambda result: WORST.index(result[1].status))[:2], picture)
+    counts = Counter(verdict.status for _, verdict, _ in results)
+    worst = next(status for status in WORST if counts[status])
+    if format is Format.quiet:
+        typer.echo(f"{worst}\t" + "\t".join(f"{counts[status]} {status}" for status in WORST if counts[status]))
+        return
+    for text in notes:
+        note(f"note: {text}")
+    if format is Format.json:
+        rows = [_record(*result, advise) for result in results]
+        write_json({"input": str(source), "status": worst, "pairs": rows, "picture": str(picture) if picture else None})
+        return
+    width = max(len(pair.name) for pair in pairs)
+    for pair, verdict, found in results:
+        typer.echo(f"{pair.name:<{width}}  {verdict.status:<10}  {verdict.reason}")
+        if not verdict.closed:
+            for line in str(verdict).splitlines()[1:]:
+                typer.echo(f"  {line}")
+            for line in _letters(pair, verdict):
+                typer.echo(f"    {line}")
+            if advise:
+                typer.echo(f"    advice: {_advice(verdict, found)}")
+
+
+def _advice(verdict: Verdict, found: Repair | None) -> str:
+    text = advice(verdict, found)
+    return text if found is not None or not text else f"too large to search for entries to add; {text}"
+
+
+def _letters(pair: Pair, verdict: Verdict) -> list[str]:
+    """The product where it is restricted: '1' in the limit, '#' restricted, '+' other entries, '.' always zero."""
+    if verdict.cells is None or not verdict.cells.any():
+        return []
+    rows, columns = np.flatnonzero(verdict.cells.any(1)), np.flatnonzero(verdict.cells.any(0))
+    limit = verdict.family.limit if verdict.family is not None else np.zeros(verdict.cells.shape)
+    # the entries of the proof come first where not all fit
+    rows = sorted(sorted(map(int, rows), key=lambda i: not limit[i].any())[:TALL])
+    columns = sorted(sorted(map(int, columns), key=lambda j: not limit[:, j].any())[:WIDE])
+    reach = (pair.supports[0] @ pair.supports[1]).array
+    lines = [
+        "".join("1" if limit[i, j] else "#" if verdict.cells[i, j] else ".+"[int(reach[i, j])] for j in columns)
+        for i in rows
+    ]
+    cut = len(rows) < verdict.cells.any(1).sum() or len(columns) < verdict.cells.any(0).sum()
+    legend = "1 in the limit, # restricted, + free, . zero" + (", the rest is cut off" if cut else "")
+    return [*lines, f"({legend})"]
+
+
+def _draw(pair: Pair, verdict: Verdict, path: Path) -> None:
+    """The entries of the product and both supports; orange is what is in the way."""
+    left, right = (support.array.astype(float) for support in pair.supports)
+    product = (left @ right > 0).astype(float)
+    if verdict.cells is not None:
+        product[verdict.cells] = -1
+    status = f"{pair.name}: {verdict.status}"
+    titles = ["entries of the product\n(orange: in the way)", *(f"{name}" for name in pair.names)]
+    draw_factors([left, right], path, matrix=product, titles=titles, suptitle=status)
+
+
+def _record(pair: Pair, verdict: Verdict, found: Repair | None, advise: bool) -> dict[str, Any]:
+    family = verdict.family
+    record: dict[str, Any] = {
+        "pair": pair.name,
+        "shapes": [list(support.shape) for support in pair.supports],
+        "status": verdict.status,
+        "reason": verdict.reason,
+        "tried": list(verdict.tried),
+        "family": None,
+        "advice": None,
+    }
+    if family is not None:
+        record["family"] = {
+            "proof": family.proof,
+            "limit": np.argwhere(family.limit).tolist(),
+            "left": [list(term) for term in family.left],
+            "right": [list(term) for term in family.right],
+            "measured": [dict(zip(("eps", "error", "norm"), row, strict=True)) for row in family.table],
+        }
+    if advise and not verdict.closed:
+        record["advice"] = {
+            "text": _advice(verdict, found),
+            "added": None if found is None else [list(entry) for entry in found.added],
+            "smallest": None if found is None else found.smallest,
+        }
+    return record
