@@ -140,15 +140,53 @@ def test_mask_is_made_at_the_start_and_each_interval_only() -> None:
     assert [step for step, made in enumerate(due) if made] == [3, 7, 11]
 
 
+BASES = {
+    "SGD": lambda model: optim.SGD(model.parameters(), lr=0.05),  # keeps no state at all
+    "momentum": sgd,
+    "RMSprop": lambda model: optim.RMSprop(model.parameters(), lr=1e-3),
+    "Muon and AdamW": lambda model: [
+        optim.Muon([model[0].weight, model[3].weight], lr=1e-2),
+        optim.AdamW([model[0].bias, model[3].bias], lr=1e-2),
+    ],
+}
+
+
+@pytest.mark.parametrize("start", [0, 2])
+@pytest.mark.parametrize("base", BASES.values(), ids=BASES)
+@pytest.mark.parametrize("cleared", ["before", "after", "after the step"])
+def test_refresh_is_heard_wherever_gradients_are_cleared(cleared: str, base: Any, start: int) -> None:
+    model = network()
+    optimizer = IRE(base(model), interval=3, start=start)
+    due = []
+    for step in range(8):
+        if cleared == "before":
+            optimizer.zero_grad()
+        if optimizer.refresh(lambda: model(X)):
+            due.append(step)
+        if cleared == "after":
+            optimizer.zero_grad()
+        F.cross_entropy(model(X), Y).backward()
+        optimizer.step()
+        if cleared == "after the step":
+            optimizer.zero_grad()
+        if step == 3:  # a resumed run goes on with the same grid
+            state = copy.deepcopy(optimizer.state_dict())
+            optimizer = IRE(base(model), interval=3, start=start)
+            optimizer.load_state_dict(state)
+    assert due == list(range(start, 8, 3))
+
+
 def test_a_second_call_in_a_step_and_a_missed_one_are_handled() -> None:
     model = network()
     optimizer = IRE(sgd(model), interval=4)
     assert optimizer.refresh(lambda: model(X))
     assert not optimizer.refresh(lambda: model(X))
-    train(model, optimizer, 6)  # the mask was due at step 4
+    with pytest.warns(UserWarning, match="mask of IRE is of step 0, now is step 5, and it is due every 4 steps"):
+        train(model, optimizer, 6)  # the mask was due at step 4
+    train(model, optimizer, 1)  # it says so once
     assert optimizer.refresh(lambda: model(X))
     train(model, optimizer, 1, refresh=True)
-    assert optimizer.param_groups[0]["ire_refreshed"] == 6
+    assert optimizer.param_groups[0]["ire_refreshed"] == 7
 
 
 @pytest.mark.parametrize("settings", [{"kappa": 0.0}, {"start": 1}, {"mask": "adam"}, {"mask": "random"}])

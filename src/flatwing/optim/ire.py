@@ -67,6 +67,7 @@ class IRE(Wrapper):
 
     name = "IRE"
     refuses_complex = True
+    _stale = False  # whether it has warned of an old mask
 
     def __init__(
         self,
@@ -159,11 +160,16 @@ class IRE(Wrapper):
         mask = self.param_groups[0]["mask"]
         if mask != "auto":
             return mask
-        used = [(member, [p for p in _params(member) if p.grad is not None]) for member in leaves(self.base)]
-        kept = [[member.state[p] for p in params if member.state.get(p)] for member, params in used if params]
-        if self.param_groups[0]["ire_step"] == 0 and not any(kept):
-            return "adam" if all(isinstance(member, ADAMS) for member in leaves(self.base)) else "unknown"
-        return "adam" if all(states and all("exp_avg_sq" in s for s in states) for states in kept) else "sampled"
+        # by what the state holds, never by gradients: in the usual loop there are none when `refresh` is called
+        members = [member for member in leaves(self.base) if any(p.requires_grad for p in _params(member))]
+        kept = [[member.state[p] for p in _params(member) if member.state.get(p)] for member in members]
+        seconds = [
+            all("exp_avg_sq" in state for state in states) if states else isinstance(member, ADAMS)
+            for member, states in zip(members, kept, strict=True)
+        ]
+        if self.param_groups[0]["ire_step"] == 0 and not any(kept) and not all(seconds):
+            return "unknown"
+        return "adam" if all(seconds) else "sampled"
 
     def _renew(self) -> None:
         if not self._due() or (source := self._source()) == "unknown":
@@ -174,6 +180,13 @@ class IRE(Wrapper):
                 raise ValueError(
                     "the mask of IRE is due and was never made. Rule: with labels drawn from the model, refresh comes "
                     "before step. Add optimizer.refresh(lambda: model(x)), or take mask='gradient'."
+                )
+            if not self._stale and first["ire_step"] - first["ire_refreshed"] > first["interval"]:
+                self._stale = True
+                warnings.warn(
+                    f"the mask of IRE is of step {first['ire_refreshed']}, now is step {first['ire_step']}, and it is "
+                    f"due every {first['interval']} steps. Call optimizer.refresh before each step.",
+                    stacklevel=5,
                 )
             return
         params = [p for p in self.parameters() if p.grad is not None]
