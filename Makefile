@@ -34,6 +34,8 @@ bench: .venv/stamp
 	@$(BIN)/python benchmarks/cpu_multiply.py
 	@echo "bench: benchmarks/advise.py"
 	@$(BIN)/python benchmarks/advise.py
+	@echo "bench: benchmarks/fixed_support.py (about 4 minutes)"
+	@$(BIN)/python benchmarks/fixed_support.py
 
 clean:
 	@echo "clean: .venv, caches, build outputs"
