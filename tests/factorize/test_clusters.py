@@ -5,10 +5,12 @@ import itertools
 import numpy as np
 import pytest
 
+from flatwing.factorize import clusters as module
 from flatwing.factorize.clusters import (
     Clusters,
     balanced,
     by_columns,
+    descend,
     find_clusters,
     gather_rows,
     lines,
@@ -117,11 +119,31 @@ def test_one_misplaced_row_goes_home() -> None:
 
 def test_only_trusted_rows_place_columns() -> None:
     values, rows, columns = planted(1, 2, 10, 2, 5)
-    wrong = np.concatenate([rows[:2].reshape(-1), np.roll(rows[2:].reshape(-1), 1)]).reshape(rows.shape)
-    clusters = Clusters(values, wrong, columns)
-    two = Clusters(values[:, wrong[:2].reshape(-1)], np.arange(4).reshape(2, 2), columns)
-    np.testing.assert_array_equal(clusters.place_columns(0.2).columns, two.place_columns().columns)
+    noisy = values.copy()
+    noisy[:, rows[2:].reshape(-1)] = 10 * np.random.default_rng(1).standard_normal((16, 10))
+    moved = columns.copy()
+    moved[0, 0, 0], moved[0, 1, 0] = columns[0, 1, 0], columns[0, 0, 0]
+    clusters = Clusters(noisy, rows, moved)
     assert as_sets(clusters.place_columns(0.2).columns[0]) == as_sets(columns[0])
+    assert as_sets(clusters.place_columns(1.0).columns[0]) != as_sets(columns[0])
+
+
+def test_rows_and_columns_take_turns() -> None:
+    values, rows, columns = planted(1, 5, 3, 2, 6)
+    moved, mixed = rows.copy(), columns.copy()
+    moved[0, 0], moved[1, 0] = rows[1, 0], rows[0, 0]
+    mixed[0, 0, 0], mixed[0, 1, 0] = columns[0, 1, 0], columns[0, 0, 0]
+    found = descend(Clusters(values, moved, mixed))
+    assert as_sets(found.rows) == as_sets(rows)
+    assert as_sets(found.columns[0]) == as_sets(columns[0])
+
+
+def test_lines_turn_towards_their_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = np.random.default_rng(0).standard_normal((3, 1, 20, 2))
+    after, _ = lines(pairs, 2)
+    monkeypatch.setattr(module, "LINE_STEPS", 0)
+    before, _ = lines(pairs, 2)
+    assert (after < before).all()
 
 
 def test_assignment_is_the_best_of_all() -> None:

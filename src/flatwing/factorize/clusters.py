@@ -211,7 +211,7 @@ def find_clusters(
     """
     total, best = float(energy(values).sum()), None
     for columns in starts(values, parts, rng):
-        found = _descend(_gathered(values, columns, size))
+        found = descend(_gathered(values, columns, size))
         again = best is not None and abs(found.loss - best.loss) <= 1e-9 * best.loss
         best = found if best is None or found.loss < best.loss else best
         if again or best.loss <= ROUNDING * total:
@@ -234,7 +234,7 @@ def _gathered(values: np.ndarray, columns: np.ndarray, size: int) -> Clusters:
     return best
 
 
-def _descend(now: Clusters) -> Clusters:
+def descend(now: Clusters) -> Clusters:
     """Rows and columns in turn until the loss stays."""
     for _ in range(STEPS):
         after = now.place_rows().place_columns()
