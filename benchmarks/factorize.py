@@ -208,9 +208,11 @@ def main() -> None:
     print("\n".join(line(row) for row in rows))
     import importlib.metadata as meta
 
+    from flatwing.core.machine import processor
+
     record = {
         "date": datetime.date.today().isoformat(),
-        "machine": {"processor": _processor(), "cores": os.cpu_count(), "system": platform.system()},
+        "machine": {"processor": processor(), "cores": os.cpu_count(), "system": platform.system()},
         "versions": {name: meta.version(name) for name in ("torch", "numpy", "lazylinop", "pyfaust")},
         "rows": rows,
     }
@@ -218,14 +220,6 @@ def main() -> None:
     (RESULTS / "factorize.json").write_text(json.dumps(record, indent=1))
     draw(rows, RESULTS / "factorize.png")
     print(f"written: {RESULTS / 'factorize.json'} and .png", file=sys.stderr)
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(text.split(":")[1].strip() for text in lines if text.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or "unknown"
 
 
 if __name__ == "__main__":
