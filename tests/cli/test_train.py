@@ -33,6 +33,8 @@ def test_ls_names_every_recipe() -> None:
 
 def test_show_prints_the_recipe() -> None:
     assert call("show", "digits-mlp").stdout == recipe_text("digits-mlp")
+    record = json.loads(call("show", "digits-mlp", "--format", "json").stdout)
+    assert (record["name"], record["recipe"]["model"]["width"]) == ("digits-mlp", 128)
 
 
 def test_cp_never_overwrites_without_force(tmp_path: Path) -> None:
@@ -54,6 +56,10 @@ def test_validate_makes_everything_and_writes_nothing(tmp_path: Path, monkeypatc
     assert "steps = 8" in told.stdout
     assert "26,122 parameters, 8 steps, 1,258 training samples" in told.stderr
     assert json.loads(call("validate", "digits-mlp", "--format", "json").stdout)["parameters"] == 26122
+    assert "schedule.warmup is 30 for 8 steps" in told.stderr
+    refused = call("validate", "digits-mlp", "optimizer.name=AdmaW")
+    assert (refused.exit_code, refused.stdout) == (2, "")
+    assert "did you mean 'AdamW'" in refused.stderr
     assert list(tmp_path.iterdir()) == []
 
 
@@ -152,4 +158,11 @@ def test_torchrun_shares_each_batch_and_one_rank_writes(tmp_path: Path, parallel
         assert record["metrics"][split]["loss"]["value"] == pytest.approx(alone["metrics"][split]["loss"]["value"])
         assert record["metrics"][split]["samples"] == alone["metrics"][split]["samples"]
     assert len(metrics(tmp_path / "two")) == 9
+    # what rank 0 refuses ends all of them, with the reason
+    told = subprocess.run(
+        [*launch, *arguments, "run.seed=5"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200
+    )
+    assert told.returncode != 0
+    assert told.stderr.count("error: 'two' has a run with run.seed=0, this one has 5") == 2
+    assert (tmp_path / "two" / "result.json").exists()
     assert load_model(tmp_path / "two" / "model.safetensors").config() == {"width": 16, "depth": 2}

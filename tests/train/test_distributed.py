@@ -1,6 +1,7 @@
 """Several ranks train as one process does, whatever shares the work, and go on where another number stopped."""
 
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from distributed import run_ranks
 from flatwing.optim import IRE
 from flatwing.train import DigitsMLP, fit
 from flatwing.train.callbacks import Callback, Training
-from flatwing.train.distributed import whole, whole_weights
+from flatwing.train.distributed import first_alone, whole, whole_weights
 from flatwing.train.evaluate import measure
 from flatwing.train.optimizers import make_optimizer
 from flatwing.train.phases import MaskRefresh, SamPhase
@@ -96,6 +97,33 @@ def several(rank: int, world: int, folder: str) -> dict[str, Any]:
     found["mini resumed"] = train("fsdp", f"{folder}/mini.safetensors", optimizer="AdamMini")
     train("fsdp", f"{folder}/mini-{world}.safetensors", stop=4, rank=rank, optimizer="AdamMini")
     return found
+
+
+def begin_slowly(rank: int, world: int, folder: str) -> list[Any]:
+    """What a rank sees after rank 0 did something that takes a while, and what it hears when that fails."""
+    path, seen = Path(folder) / "made", []
+
+    def work() -> None:
+        sleep(0.5)
+        path.write_text(f"by {rank}")
+
+    first_alone(work)
+    seen.append(path.read_text())
+
+    def refuse() -> None:
+        raise TypeError("it does not fit")
+
+    try:
+        first_alone(refuse)
+    except (TypeError, ValueError) as error:
+        seen += [type(error).__name__, str(error)]
+    return seen
+
+
+def test_rank_0_goes_first_and_all_hear_what_it_refuses(tmp_path: Path) -> None:
+    first, second = run_ranks(begin_slowly, 2, str(tmp_path))
+    assert first == ["by 0", "TypeError", "it does not fit"]
+    assert second == ["by 0", "ValueError", "it does not fit"]
 
 
 @pytest.mark.parametrize("world", [2, 4])

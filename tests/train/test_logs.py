@@ -47,11 +47,15 @@ def test_a_resumed_run_keeps_its_lines_and_drops_later_ones(tmp_path: Path) -> N
         train(path, stop=5)
     before = lines(path)
     assert len(before) == 5
+    before[-1]["seconds"] += 100.0  # as if the first part had been long
+    path.write_text("".join(json.dumps(line) + "\n" for line in before))
     with path.open("a") as file:
         file.write('{"step": 6, "lo')  # the process died while it wrote
     metrics = train(path)
     found = lines(path)
-    assert found[:4] == before[:4]  # the checkpoint is that of step 4
+    assert found[:5] == before[:5]  # each step was saved
+    seconds = [line["seconds"] for line in found]
+    assert seconds == sorted(seconds)  # time goes on where it stopped
     assert [{k: v for k, v in line.items() if k != "seconds"} for line in found] == metrics
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from flatwing.train.parts import make_parts
 from flatwing.train.recipe import packaged, parse_recipe, read_recipe, recipe_text, to_toml
-from flatwing.train.run import make_parts
 
 
 @pytest.mark.parametrize("name", packaged())
@@ -52,6 +52,9 @@ def test_values_are_set_from_texts() -> None:
         ("optimizer.lr=fast", "optimizer.lr is 'fast'. Rule: a finite number"),
         ("run.tensorboard=1", "run.tensorboard is 1. Rule: true or false"),
         ("model.name=3", "model.name is 3. Rule: a string"),
+        ("run.epochs=-1", "run.epochs is -1.0. Rule: not negative. Write run.epochs=1"),
+        ("run.steps=-1", "run.steps is -1. Rule: not negative"),
+        ("run.evaluate_samples=0", "run.evaluate_samples is 0. Rule: a whole number, at least 1"),
         ("run=3", r"run is 3. Rule: a table. Write \[run\]"),
         ("optimizer.ire=3", "optimizer.ire is 3. Rule: a table"),
         ("optimizer.lr.x=3", "lr is a value, not a table"),
@@ -89,6 +92,12 @@ def test_unknown_recipes_are_refused(tmp_path: Path) -> None:
     (tmp_path / "b.toml").write_bytes(b"\xff")
     with pytest.raises(ValueError, match="is not UTF-8"):
         read_recipe(tmp_path / "b.toml")
+
+
+def test_a_mark_at_the_beginning_of_the_file_is_no_key(tmp_path: Path) -> None:
+    path = tmp_path / "r.toml"
+    path.write_text(recipe_text("digits-mlp"), encoding="utf-8-sig")
+    assert read_recipe(path) == read_recipe("digits-mlp")
 
 
 def test_toml_survives_the_way_back() -> None:

@@ -11,8 +11,9 @@ import torch
 from flatwing.data import open_data
 from flatwing.train import Callback, Training, load_model
 from flatwing.train.evaluate import measure
-from flatwing.train.recipe import Recipe, parse_recipe, read_recipe
-from flatwing.train.run import Outcome, make_parts, run_recipe
+from flatwing.train.parts import make_parts
+from flatwing.train.recipe import Recipe, parse_recipe, read_recipe, to_toml
+from flatwing.train.run import Outcome, run_recipe
 
 SHORT = ["model.width=16", "run.steps=8", "run.evaluate_every=3", "schedule.warmup=2"]
 NAMES = ("checkpoint.safetensors", "config.toml", "environment.json", "metrics.jsonl", "model.safetensors")
@@ -115,6 +116,63 @@ def test_folders_of_others_are_left_alone(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["photo.jpg"]
 
 
+def test_a_config_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
+    for number, text in enumerate(["x = 1\n", "no toml", '[model]\nname = "mlp"\n']):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "config.toml").write_text(text)
+        for overwrite in (False, True):
+            with pytest.raises(ValueError, match=r"config\.toml' is not of a training run: .*Rule: a new folder"):
+                run_recipe(short(), folder, overwrite=overwrite)
+        assert [path.read_text() for path in folder.iterdir()] == [text]
+
+
+@pytest.mark.parametrize("text", ['{"format": "flatwing.run", "command": "compress"}', "[]", "{"])
+def test_a_result_of_something_else_is_left_alone(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.toml").write_text(to_toml(short().table()))
+    (tmp_path / "result.json").write_text(text)
+    with pytest.raises(ValueError, match=r"result\.json' is not of a training run"):
+        run_recipe(short(), tmp_path, overwrite=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.toml", "result.json"]
+    assert (tmp_path / "result.json").read_text() == text
+
+
+def test_a_finished_run_is_kept_without_its_checkpoint(tmp_path: Path) -> None:
+    run_recipe(short(), tmp_path / "run")
+    (tmp_path / "run" / "checkpoint.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"has a run with run\.seed=0, this one has 1"):
+        run_recipe(short("run.seed=1"), tmp_path / "run")
+    assert (tmp_path / "run" / "result.json").exists()
+
+
+class Killed(Callback):
+    """As kill -9 after a step: nothing is saved then."""
+
+    def on_metric(self, training: Training, metric: dict[str, Any]) -> None:
+        if metric["step"] == 25:
+            raise KeyboardInterrupt("killed")
+
+
+def test_a_kill_costs_a_twentieth_of_the_run_at_most(tmp_path: Path) -> None:
+    recipe = short("run.steps=40", "run.evaluate_every=0", "run.keep=last")
+    with pytest.raises(KeyboardInterrupt, match="killed"):
+        run_recipe(recipe, tmp_path / "run", callbacks=[Killed()])
+    made: list[int] = []
+    run_recipe(recipe, tmp_path / "run", progress=lambda metric, *told: made.append(int(metric["step"])))
+    assert made == list(range(25, 41))  # 24 was saved
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 41
+
+
+def test_what_makes_a_long_run_doubtful_is_said_before_it(tmp_path: Path) -> None:
+    said: list[str] = []
+    recipe = short("run.steps=1", "run.batch_size=1300")
+    outcome = run_recipe(recipe, tmp_path / "run", say=said.append)
+    assert [line.split(" for ")[0] for line in said] == ["schedule.warmup is 2", "run.batch_size is 1,300"]
+    assert outcome.result is not None
+    assert outcome.result["summary"][-2:] == said
+    assert make_parts(short()).notes == ()
+
+
 def test_epochs_are_steps_over_the_training_samples() -> None:
     assert make_parts(short("run.epochs=2", "run.batch_size=100")).steps == 26  # 2 * 1258 / 100, rounded up
 
@@ -133,6 +191,11 @@ def test_epochs_are_steps_over_the_training_samples() -> None:
         ("optimizer.name=AdmaW", "unknown optimizer 'AdmaW', did you mean 'AdamW'"),
         ("optimizer.ire={kapa=1}", "unknown setting of ire 'kapa', did you mean 'kappa'"),
         ("optimizer.gradpower={p=-1.0}", "p is -1"),
+        ("optimizer.sam={rho=-1.0}", "rho is -1"),
+        ("guard={factor=0.5}", "factor is 0.5"),
+        ("schedule.floor=2.0", "floor is 2.0. Rule: a share of lr"),
+        ("run.seed=-1", "run.seed is -1. Rule: a whole number from 0"),
+        ("run.seed=99999999999999999999", "run.seed is 99999999999999999999. Rule: a whole number from 0"),
         ("schedule.name=cosin", "unknown schedule 'cosin', did you mean 'cosine'"),
     ],
 )
@@ -140,4 +203,5 @@ def test_what_cannot_be_run_is_refused(tmp_path: Path, value: str, message: str)
     threads = torch.get_num_threads()
     with pytest.raises(ValueError, match=message):
         run_recipe(short(value), tmp_path / "run")
+    assert not (tmp_path / "run").exists()  # nothing was begun
     assert torch.get_num_threads() == threads

@@ -17,8 +17,9 @@ from .. import report
 from ..core import replacing
 from ..train import Metric
 from ..train.distributed import launched
+from ..train.parts import make_parts
 from ..train.recipe import SUFFIX, Recipe, packaged, read_recipe, recipe_text, to_toml
-from ..train.run import Outcome, make_parts, run_recipe
+from ..train.run import Outcome, run_recipe
 from .output import Format, note, plainly, stdout, write_json
 
 VERBS = ("ls", "show", "cp", "validate")
@@ -53,7 +54,7 @@ def command(
         return list_recipes(format)
     if what == "show":
         _expect(words, 1, "show NAME")
-        return typer.echo(recipe_text(words[0]), nl=False)
+        return show_recipe(words[0], format)
     if what == "cp":
         _expect(words, 2, "cp NAME FILE.toml")
         return copy_recipe(words[0], Path(words[1]), force, format)
@@ -66,7 +67,7 @@ def command(
     try:
         with watching(name, shown=not quiet) as progress:
             folder = out or Path(f"flatwing-{name}")
-            outcome = run_recipe(recipe, folder, name=name, overwrite=overwrite, progress=progress)
+            outcome = run_recipe(recipe, folder, name=name, overwrite=overwrite, progress=progress, say=note)
     except FloatingPointError as error:  # training diverged
         note(f"error: {error}")
         raise typer.Exit(1) from None
@@ -97,6 +98,13 @@ def list_recipes(format: Format) -> None:
     return note("Run one: flatwing train NAME. Make it yours: flatwing train cp NAME my.toml.")
 
 
+def show_recipe(name: str, format: Format) -> None:
+    """The text of a recipe, or what it says, complete."""
+    if format is Format.json:
+        return write_json({"name": name, "recipe": read_recipe(name).table()})
+    return typer.echo(recipe_text(name), nl=False)
+
+
 def copy_recipe(name: str, path: Path, force: bool, format: Format) -> None:
     """Write a recipe to a file of the user's own; an existing one is replaced with --force only."""
     text = recipe_text(name)
@@ -117,9 +125,12 @@ def validate(recipe: Recipe, format: Format) -> None:
     count = sum(p.numel() for p in parts.model.parameters())
     if format is Format.json:
         record = {"steps": parts.steps, "parameters": count, "samples": parts.data.sizes, "recipe": recipe.table()}
+        record["notes"] = parts.notes
         return write_json(record)
     if format is Format.human:
         typer.echo(to_toml(recipe.table()), nl=False)
+    for line in parts.notes:
+        note(line)
     samples = parts.data.sizes["train"]
     note(f"{count:,} parameters, {parts.steps:,} steps, {samples:,} training samples: this would run.")
     return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -60,6 +60,27 @@ def group(device: torch.device) -> Iterator[torch.device]:
         dist.barrier()  # nobody leaves while others still talk
     finally:
         dist.destroy_process_group()
+
+
+def first_alone(work: Callable[[], None]) -> None:
+    """Let rank 0 do something while the others wait; if that fails, all ranks raise, the others `ValueError`.
+
+    >>> first_alone(lambda: print("once"))
+    once
+    """
+    failed: Exception | None = None
+    if rank() == 0:
+        try:
+            work()
+        except Exception as error:  # whatever it is, the others shall not wait for ever
+            failed = error
+    if ranks() > 1:
+        verdict = [None if failed is None else str(failed)]
+        dist.broadcast_object_list(verdict, 0)
+        if failed is None and verdict[0] is not None:
+            failed = ValueError(verdict[0])
+    if failed is not None:
+        raise failed
 
 
 def distribute(model: nn.Module, parallel: str) -> nn.Module:

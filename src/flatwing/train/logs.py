@@ -20,13 +20,14 @@ from .state import Metric
 class JsonLines(Callback):
     """One JSON object per step in a file, written at once: {"step", "loss", "lr", "norm", ..., "seconds"}.
 
-    `seconds` is the time since the run, or its continuation, started. A run that goes on keeps the lines of its own
-    steps and drops those of steps that will be made again.
+    `seconds` is the time that the run has worked. A run that goes on keeps the lines of its own steps, drops those of
+    steps that will be made again, and counts on from the `seconds` of its last line, which are `earlier`.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         require_writable(path)
         self.path = Path(path)
+        self.earlier = 0.0
         self._start = perf_counter()
 
     @override
@@ -38,15 +39,16 @@ class JsonLines(Callback):
                 with suppress(ValueError, KeyError, TypeError):  # the last line may be cut off
                     row = json.loads(line)
                     written[row["step"]] = row
+        rows = [{**written.get(metric["step"], {}), **metric} for metric in training.metrics]
+        self.earlier = float(rows[-1].get("seconds", 0.0)) if rows else 0.0
         with replacing(self.path) as temporary:
-            rows = ({**written.get(metric["step"], {}), **metric} for metric in training.metrics)
             temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         self._start = perf_counter()
 
     @override
     def on_metric(self, training: Training, metric: Metric) -> None:
         """Append a line."""
-        row = {**metric, "seconds": round(perf_counter() - self._start, 3)}
+        row = {**metric, "seconds": round(self.earlier + perf_counter() - self._start, 3)}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 

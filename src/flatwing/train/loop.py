@@ -26,6 +26,7 @@ from .storage import load_weights
 
 PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 KEEPS = ("last", "best")
+SAVES = 20  # checkpoints of a run at least: what a kill can cost is a twentieth of it
 
 
 def cross_entropy(model: nn.Module, batch: Any) -> torch.Tensor:
@@ -85,9 +86,10 @@ def fit(
 
     With `evaluate(model) -> score` (lower is better) the model is scored before the first step, every `every` steps
     and after the last; `keep="best"` ends with the weights of the lowest score. With `checkpoint`, a file, the run is
-    saved every `save_every` (by default `every`) steps and at the end, and goes on from there when called again with
-    the same arguments, on any number of ranks; `settings` are what else shall be the same. A metric has step, loss, lr,
-    norm (of the gradient) and, where scored, score; `progress` is called with each. See `Callback` for `callbacks`.
+    saved every `save_every` steps (by default `every`, and not less often than each twentieth of the run; 0: only at
+    the end) and at the end, and goes on from there when called again with the same arguments, on any number of ranks;
+    `settings` are what else shall be the same. A metric has step, loss, lr, norm (of the gradient) and, where scored,
+    score; `progress` is called with each. See `Callback` for `callbacks`.
 
     Raises `ValueError` for bad arguments before any work, `FloatingPointError` naming the step where loss, gradient
     or score is not finite.
@@ -103,7 +105,8 @@ def fit(
         "schedule": schedule, "warmup": warmup, "floor": floor, "clip": clip, "precision": precision, "seed": seed,
         "every": every, "keep": keep,
     }  # fmt: skip
-    _check(plan | {"save_every": save_every, "micro_batch": micro_batch, "parallel": parallel}, evaluate is not None)
+    more = {"save_every": save_every, "micro_batch": micro_batch, "parallel": parallel}
+    check_plan(plan | more, evaluate is not None)
     plan |= dict(settings or {})
     if checkpoint is not None:
         require_writable(checkpoint)
@@ -116,6 +119,7 @@ def fit(
     here, count = (rank(), ranks()) if parallel != "none" else (0, 1)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
     state = State() if checkpoint is None else State.resume(checkpoint, model, stepper, plan, scaler)
+    often = min(every or steps, max(1, steps // SAVES)) if save_every is None else save_every
     rates = [lr * factor(schedule, step, steps, warmup, floor) for step in range(steps)]
     training = Training(model, network, stepper, rates, state.metrics, state.step)
 
@@ -176,7 +180,7 @@ def fit(
                 score(metric)
             report(metric)
             ends = last or anywhere(training.stop, device) if count > 1 else last or training.stop
-            due = _due(state.step, every if save_every is None else save_every)
+            due = _due(state.step, often)
             if checkpoint is not None and (ends or due):
                 state.save(checkpoint, model, stepper, plan, scaler.state_dict())
             if ends:
@@ -195,7 +199,8 @@ def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def _check(settings: dict[str, Any], evaluated: bool) -> None:
+def check_plan(settings: Mapping[str, Any], evaluated: bool) -> None:
+    """Raise `ValueError` for arguments of `fit` that it cannot run with, `evaluated` or not."""
     leasts = {"steps": 0, "lr": 0, "weight_decay": 0, "warmup": 0, "floor": 0, "every": 0}
     for name, least in (leasts | {"save_every": 0, "micro_batch": 1}).items():
         value = settings[name]

@@ -17,6 +17,7 @@ from ..core import Registry
 
 T = TypeVar("T")
 SUFFIX = ".toml"
+SEEDS = 1 << 63  # TOML has no larger numbers
 REST = {"rest": True}  # of a field that takes all keys that are no fields
 
 
@@ -88,6 +89,8 @@ class RunPart:
     """[run]: length in steps or epochs, sizes of batches in samples, and everything else that is not mathematics.
 
     `batch_size` is that of all ranks together. `parallel` says how several ranks work; a process alone needs nothing.
+    `checkpoint_every` steps the run is saved, so that a kill loses no more; by default each time it is scored, and not
+    less often than each twentieth of the run; 0 is at the end only.
     """
 
     steps: int | None = None
@@ -150,7 +153,7 @@ def recipe_text(source: str | os.PathLike[str]) -> str:
         if not path.is_file():
             raise ValueError(f"there is no recipe {str(source)!r}. Rule: a .toml file, or a name: flatwing train ls.")
         try:
-            return path.read_text(encoding="utf-8")
+            return path.read_text(encoding="utf-8-sig")  # some editors begin files with a mark
         except UnicodeDecodeError as error:
             raise ValueError(f"{str(source)!r} is not UTF-8 text: {error.reason} at byte {error.start}.") from None
     folder = resources.files(__package__ or "flatwing.train") / "recipes"
@@ -190,6 +193,18 @@ def parse_recipe(table: Mapping[str, Any]) -> Recipe:
     run = recipe.run
     if (run.steps is None) == (run.epochs is None):
         raise ValueError(f"run.steps is {run.steps}, run.epochs {run.epochs}. Rule: one of them. Write run.steps=1000.")
+    for name, value, least in (
+        ("batch_size", run.batch_size, 1),
+        ("steps", run.steps, 0),
+        ("epochs", run.epochs, 0),
+        ("evaluate_samples", run.evaluate_samples, 1),
+        ("threads", run.threads, 1),
+    ):
+        if value is not None and value < least:
+            rule = "not negative" if name in ("steps", "epochs") else "a whole number, at least 1"
+            raise ValueError(f"run.{name} is {value}. Rule: {rule}. Write run.{name}={max(least, 1)}.")
+    if not 0 <= run.seed < SEEDS:
+        raise ValueError(f"run.seed is {run.seed}. Rule: a whole number from 0 to {SEEDS - 1}. Write run.seed=0.")
     return recipe
 
 

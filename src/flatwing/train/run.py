@@ -9,24 +9,20 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from math import ceil
 from time import perf_counter
 from typing import Any, final
 
 import torch
-from torch import nn
 
 from ..core.machine import __version__
-from ..data import Dataset, open_data
-from .callbacks import Callback, DivergenceGuard, StopOnSignal
-from .distributed import group, launched, rank, whole_weights
+from .callbacks import Callback, StopOnSignal
+from .distributed import first_alone, group, launched, rank, whole_weights
 from .evaluate import measure
 from .folder import BOARD, CHECKPOINT, METRICS, MODEL, RESULT, RunFolder
 from .logs import JsonLines, TensorBoard
 from .loop import fit
-from .models import Model, build_model, sizes_for, twin
-from .optimizers import make_optimizer
-from .phases import MaskRefresh, SamPhase
+from .models import twin
+from .parts import Parts, make_parts, optimizer_of
 from .portions import to_device
 from .recipe import Recipe
 from .state import Metric
@@ -50,30 +46,6 @@ class Outcome:
     result: dict[str, Any] | None
 
 
-@final
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """What a recipe describes, made: data, the untrained model on its device, and the number of steps."""
-
-    data: Dataset
-    model: Model
-    steps: int
-
-
-def make_parts(recipe: Recipe, device: torch.device | None = None) -> Parts:
-    """Open the data and make the model of a recipe; refuses with `ValueError` what does not fit together."""
-    run = recipe.run
-    if run.batch_size < 1:
-        raise ValueError(f"run.batch_size is {run.batch_size}. Rule: a whole number, at least 1.")
-    data = open_data(recipe.data.name, **recipe.data.options)
-    sizes = sizes_for(recipe.model.name, data) | recipe.model.sizes
-    with torch.random.fork_rng([]):
-        torch.manual_seed(run.seed)
-        model = build_model(recipe.model.name, sizes).to(device or "cpu")
-    steps = run.steps if run.steps is not None else ceil((run.epochs or 0) * data.sizes["train"] / run.batch_size)
-    return Parts(data, model, steps)
-
-
 def run_recipe(
     recipe: Recipe,
     out: str | os.PathLike[str],
@@ -82,13 +54,15 @@ def run_recipe(
     overwrite: bool = False,
     callbacks: Sequence[Callback] = (),
     progress: Callable[[Metric, int, int], None] | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> Outcome:
     """Train what a recipe describes and leave a run folder with everything that is known about it.
 
     The folder gets config.toml, environment.json, metrics.jsonl, checkpoint.safetensors, model.safetensors (for
     `load_model`) and result.json. Where it holds the beginning of the same run, that is continued. Ctrl-C and SIGTERM
-    save and end it. Started by torchrun, the ranks share each batch, and rank 0 writes. `progress` is called with each
-    metric, the number of steps and the samples (classification) or tokens (lm) per step.
+    save and end it; a kill loses what came after the last checkpoint, see `RunPart.checkpoint_every`. Started by
+    torchrun, the ranks share each batch, and rank 0 writes. `progress` is called with each metric, the number of steps
+    and the samples (classification) or tokens (lm) per step; `say` with each note, before the training.
 
     Raises `ValueError` for a recipe that cannot be run or a folder that holds something else, before any work, and
     `FloatingPointError` where training diverges.
@@ -99,9 +73,19 @@ def run_recipe(
         raise ValueError(f"run.device is {recipe.run.device!r}. Rule: auto, cpu, or cuda where there is a GPU.")
     with _threads(recipe.run.threads), group(torch.device(asked)) as device:
         parts = make_parts(recipe, device)
-        folder = RunFolder(out, overwrite=overwrite and rank() == 0)
-        folder.require_same(recipe, FREE)
-        return _run(recipe, parts, folder, name, device, callbacks, progress)
+        folder, logs = RunFolder(out), list[Callback]()
+
+        def begin() -> None:
+            if recipe.run.tensorboard:
+                logs.append(TensorBoard(folder / BOARD))
+            folder.begin(recipe, FREE, overwrite=overwrite)
+            logs.append(JsonLines(folder / METRICS))
+            if say is not None:
+                for note in parts.notes:
+                    say(note)
+
+        first_alone(begin)
+        return _run(recipe, parts, folder, name, device, [*callbacks, *parts.methods, *logs], progress)
 
 
 def _run(
@@ -110,7 +94,7 @@ def _run(
     folder: RunFolder,
     name: str,
     device: torch.device,
-    callbacks: Sequence[Callback],
+    hooks: list[Callback],
     progress: Callable[[Metric, int, int], None] | None,
 ) -> Outcome:
     run, data, model = recipe.run, parts.data, parts.model
@@ -118,18 +102,6 @@ def _run(
     # FSDP changes the class of the model that it shards
     alone = twin(model) if launched() and run.parallel == "fsdp" else model
     per_step = run.batch_size * (data.shape[0] if data.task == "lm" else 1)
-    hooks: list[Callback] = [*callbacks]
-    if recipe.optimizer.ire is not None:
-        hooks.append(MaskRefresh())
-    if (sam := recipe.optimizer.sam) is not None:
-        hooks.append(SamPhase(sam.rho, adaptive=sam.adaptive, share=sam.share))
-    if recipe.guard is not None:
-        hooks.append(DivergenceGuard(recipe.guard.factor, recipe.guard.after))
-    if first:
-        folder.begin(recipe)
-        hooks.append(JsonLines(folder / METRICS))
-        if run.tensorboard:
-            hooks.append(TensorBoard(folder / BOARD))
     stopper = StopOnSignal() if threading.current_thread() is threading.main_thread() else nullcontext()
     started = perf_counter()
 
@@ -149,7 +121,7 @@ def _run(
             fetch=lambda rows: to_device(data.take(rows), device),
             steps=parts.steps,
             lr=recipe.optimizer.lr,
-            optimizer=partial(_optimizer, recipe),
+            optimizer=partial(optimizer_of, recipe),
             schedule=recipe.schedule.name,
             warmup=recipe.schedule.warmup,
             floor=recipe.schedule.floor,
@@ -173,22 +145,13 @@ def _run(
     model.eval()
     measured = {split: held_out(split) for split in ("valid", "test")}
     weights = whole_weights(model)
-    result = _result(recipe, parts, name, metrics, measured, perf_counter() - started, per_step)
+    seconds = perf_counter() - started + sum(hook.earlier for hook in hooks if isinstance(hook, JsonLines))
+    result = _result(recipe, parts, name, metrics, measured, seconds, per_step)
     if first:
         alone.load_state_dict(weights)
         save_model(folder / MODEL, alone, recipe.flat())
         folder.write_json(RESULT, result)
     return Outcome(str(folder.path), step, parts.steps, result)
-
-
-def _optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer of a recipe with the methods around it."""
-    part = recipe.optimizer
-    methods = {"gradpower": part.gradpower, "ire": part.ire}
-    chosen = {name: settings for name, settings in methods.items() if settings is not None}
-    return make_optimizer(
-        model, part.name, part.lr, part.weight_decay, part.options, blockwise=part.blockwise, methods=chosen
-    )
 
 
 @contextmanager
@@ -215,7 +178,7 @@ def _result(
     seconds: float,
     per_step: int,
 ) -> dict[str, Any]:
-    """The content of result.json; `seconds` are those of this process, a continued run took longer."""
+    """The content of result.json; `seconds` are those of all parts of a run that was continued."""
     count = sum(p.numel() for p in parts.model.parameters())
     unit = "tokens" if parts.data.task == "lm" else "samples"
     start = next((metric["score"] for metric in metrics if "score" in metric), None)
@@ -228,7 +191,7 @@ def _result(
         f"{recipe.model.name} ({count:,} parameters) was trained on {parts.data.name} for {parts.steps:,} steps of "
         f"{per_step:,} {unit} with {recipe.optimizer.name}.",
         f"On {test['samples']:,} test samples: {told}. These are {kept}.",
-        *parts.data.notes,
+        *parts.notes,
     ]
     return {
         "format": "flatwing.run",
