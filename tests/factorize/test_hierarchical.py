@@ -20,6 +20,12 @@ def test_hadamard_is_recovered(n: int, polishing: bool) -> None:
     assert [support.nnz for support in result.product.supports] == [2 * n] * steps
 
 
+def test_scale_is_carried_from_split_to_split() -> None:
+    # a single refit has no time to mend a wrong scale
+    H = transforms.hadamard(16).dense().double()
+    assert hierarchical(H, "hadamard", refits=1, polishing=False).certificate.error < 1e-4
+
+
 def test_scale_and_signs_do_not_matter() -> None:
     H = transforms.hadamard(16).dense().double()
     signs = torch.randn(16, dtype=torch.float64).sign()

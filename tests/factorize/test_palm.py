@@ -72,6 +72,13 @@ def test_constant_factor_keeps_its_direction() -> None:
     assert result.certificate.error == pytest.approx(float(best), rel=1e-6)
 
 
+def test_complex_constant_needs_a_complex_matrix() -> None:
+    fixed = torch.randn(4, 4, dtype=torch.complex64)
+    with pytest.raises(ValueError, match=r"factor 0, const\(4x4\): a complex constant in a product for a real matrix"):
+        palm(torch.randn(4, 4), [fixed, "id"])
+    assert palm(fixed @ fixed, [fixed, "id"], sweeps=2000).certificate.error < 0.05
+
+
 def test_unconstrained_factors_are_a_low_rank_approximation() -> None:
     A = torch.randn(12, 9, dtype=torch.float64)
     result = palm(A, "id*2", sizes=[3])
@@ -160,10 +167,11 @@ def test_transposed_problem_from_the_other_end(direction: str) -> None:
     torch.testing.assert_close(there.product.dense().T, here.product.dense())
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128], ids=str)
 @pytest.mark.parametrize("size", [6, 40])
-def test_a_sweep_never_raises_the_error(size: int) -> None:
+def test_a_sweep_never_raises_the_error(size: int, dtype: torch.dtype) -> None:
     # 40 is beyond the size up to which spectral norms are exact
-    A, _ = scaled(torch.randn(size, size, dtype=torch.float64))
+    A, _ = scaled(torch.randn(size, size, dtype=dtype))
     sets = projections_of(f"sp({4 * size})*3")
     state = State(begin(A, sets, [(size, size)] * 3, "r2l", np.random.default_rng(0)), sets)
     state.sweep(A)

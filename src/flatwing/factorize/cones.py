@@ -235,6 +235,8 @@ def _constant(values: Values, matrix: torch.Tensor) -> Values:
         raise ValueError(
             f"a constant of {tuple(matrix.shape)} for a factor of {tuple(values.shape)}. Rule: equal shapes."
         )
+    if matrix.is_complex() and not values.is_complex():
+        raise ValueError("a complex constant in a product for a real matrix. Rule: real ones. Write A.to(complex128).")
     return matrix.to(values)
 
 

@@ -62,7 +62,7 @@ class Projection:
 
     def support(self, shape: tuple[int, int]) -> Support:
         """Entries outside of which every matrix of the set is zero; of the shape (m, n)."""
-        inside = self.set(torch.ones(shape, dtype=torch.float64)) if self.rule.fixed else torch.ones(shape)
+        inside = self.set(torch.ones(shape, dtype=torch.complex128)) if self.rule.fixed else torch.ones(shape)
         return Support.non_zeros(inside)
 
     def set(self, matrix: Values) -> Values:

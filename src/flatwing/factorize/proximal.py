@@ -75,7 +75,7 @@ def palm(
     """
     matrix = as_matrix(A)
     targets = projections_of(projections)
-    shapes = factor_shapes(targets, sizes, (matrix.shape[0], matrix.shape[1]))
+    shapes = factor_shapes(targets, sizes, (matrix.shape[0], matrix.shape[1]), matrix.dtype)
     limits(sweeps=sweeps, starts=starts, seed=seed + 1)
     if direction not in DIRECTIONS:
         raise ValueError(f"direction={direction!r} is unknown. Rule: {' or '.join(map(repr, DIRECTIONS))}.")
@@ -201,7 +201,7 @@ class State:
 
 
 def factor_shapes(
-    targets: Sequence[Projection], sizes: Sequence[int] | None, shape: tuple[int, int]
+    targets: Sequence[Projection], sizes: Sequence[int] | None, shape: tuple[int, int], dtype: torch.dtype
 ) -> list[tuple[int, int]]:
     """Shapes of the factors of an m x n product; refuses what does not multiply or suit the projections."""
     m, n = shape
@@ -221,7 +221,7 @@ def factor_shapes(
         try:
             if target.shape is not None and target.shape != here:
                 raise ValueError(f"its shape is {target.shape}, its place in the product of {m} x {n} is {here}.")
-            target.set(torch.ones(here, dtype=torch.float64))
+            target.set(torch.ones(here, dtype=dtype))
         except ValueError as error:
             raise ValueError(f"factor {k}, {target}: {error}") from error
     return shapes

@@ -167,7 +167,7 @@ def hierarchical(
     left, steps = plan.side == "left", len(plan.factors)
     sizes = plan.sizes or (min(m, n),) * steps
     for step in range(steps):  # all that can be refused is refused before any work
-        factor_shapes(*_so_far(plan, step, sizes), (m, n))
+        factor_shapes(*_so_far(plan, step, sizes), (m, n), matrix.dtype)
     wide, scale = scaled(matrix)
     done: list[Any] = []  # factors split off, in the order of the product
     whole = State([wide], ())
@@ -175,7 +175,9 @@ def hierarchical(
         rest, unit = scaled(whole.factors[0 if left else -1])
         pair = _pair(plan.factors[step], plan.residuals[step], left)
         shape = (rest.shape[0], rest.shape[1])
-        split = State(begin(rest, pair, factor_shapes(pair, [sizes[step]], shape), direction, None), pair, direction)
+        split = State(
+            begin(rest, pair, factor_shapes(pair, [sizes[step]], shape, rest.dtype), direction, None), pair, direction
+        )
         split.run(rest, sweeps, TOLERANCE)
         targets = _so_far(plan, step, sizes)[0]
         factors = [*split.factors, *done] if left else [*done, *split.factors]
