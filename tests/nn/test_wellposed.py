@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn.utils import prune
 
-from flatwing import Chain, StructuredLinear
+from flatwing import Chain, Pattern, StructuredLinear
 from flatwing.nn.wellposed import layer_pairs, layer_supports
 from flatwing.structure import Support
 
@@ -75,15 +75,17 @@ def test_zeros_of_weights_are_a_mask() -> None:
 
 
 def test_structured_layers_give_their_factors() -> None:
+    diagonal = Chain([Pattern(2, 3, 3, 1), Pattern(6, 1, 1, 1)])  # its product is not full
+    perm_in, perm_out = torch.tensor([3, 1, 0, 5, 4, 2]), torch.tensor([1, 3, 4, 0, 5, 2])
+    for perms in ({"perm_in": perm_in}, {"perm_out": perm_out}, {"perm_in": perm_in, "perm_out": perm_out}):
+        layer = StructuredLinear(diagonal, bias=False, **perms)
+        with torch.no_grad():
+            for factor in layer.factors:
+                factor.fill_(1.0)
+        S, T = layer_supports(layer)
+        reach = S.array.astype(float) @ T.array
+        assert np.array_equal(reach > 0, layer(torch.eye(6)).T.numpy(force=True) > 0.5)
     chain = Chain.monarch(6, 6, blocks=2)
-    perm_in, perm_out = torch.tensor([3, 1, 0, 5, 4, 2]), torch.tensor([5, 4, 3, 1, 0, 2])
-    layer = StructuredLinear(chain, perm_in=perm_in, perm_out=perm_out)
-    with torch.no_grad():
-        for factor in layer.factors:
-            factor.fill_(1.0)
-    S, T = layer_supports(layer)
-    reach = S.array.astype(float) @ T.array
-    assert np.array_equal(reach > 0, layer.dense().numpy(force=True) > 0)
     (pair,) = layer_pairs(nn.Sequential(nn.Linear(6, 6), StructuredLinear(chain)))
     assert len(pair.verdict.pairs) == 2
 

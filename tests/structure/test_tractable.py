@@ -81,7 +81,7 @@ def test_chainable_pairs_are_of_the_first_kind() -> None:
 
 
 def test_bad_pairs_are_refused() -> None:
-    with pytest.raises(ValueError, match="got 3 supports. Rule: two"):
+    with pytest.raises(ValueError, match=r"got 3 supports. Rule: two"):
         tractability([LOWER, LOWER, LOWER])
     with pytest.raises(ValueError, match="got 1 supports"):
         two_supports([LOWER])

@@ -11,7 +11,7 @@ import torch
 from flatwing import Chain, Pattern
 from flatwing.structure import Support, Verdict, tractability, wellposedness
 from flatwing.structure.closed import closed_because, rest_of
-from flatwing.structure.diverging import Family, rank_family, window_family
+from flatwing.structure.diverging import Family, _only_matching, rank_family, window_family
 from flatwing.structure.recognize import recognized
 
 Box = tuple[int, int]
@@ -217,6 +217,17 @@ def test_proofs_hold_beside_free_entries() -> None:
         assert abs(np.linalg.det(A)) == pytest.approx(1)
 
 
+def test_a_second_matching_is_no_proof() -> None:
+    """Where others reach (0,1) and (1,0), they can undo the determinant of ones at (0,0) and (1,1)."""
+    own = np.ones((3, 3), dtype=bool)
+    own[1, 0] = False
+    assert _only_matching(own, [(0, 0), (1, 1), (2, 2)])
+    own[0, 1] = False
+    assert not _only_matching(own, [(0, 0), (1, 1), (2, 2)])
+    own[0, 1], own[2, 1], own[0, 2] = True, False, False  # a cycle of three
+    assert not _only_matching(own, [(0, 0), (1, 1), (2, 2)])
+
+
 def test_reasons_to_be_closed() -> None:
     ones = np.ones((4, 4), dtype=bool)
     assert "disjoint or equal" in wellposedness(ones[:, :2], ones[:2]).reason
@@ -324,7 +335,7 @@ def test_large_supports_are_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> No
     assert wellposedness(np.ones((3, 9), dtype=bool), np.ones((9, 3), dtype=bool)).closed, "one class of 9 entries"
     lower = np.tril(np.ones((3, 3), dtype=bool))
     verdict = wellposedness(lower, lower.T)
-    assert (verdict.status, verdict.reason.split(";")[0]) == ("undecided", "14 entries in different classes")
+    assert (verdict.status, verdict.reason.split(",")[0]) == ("undecided", "14 entries in different classes")
 
 
 @pytest.mark.parametrize("eps", [0.0, 1.0, -0.1, float("nan")])
