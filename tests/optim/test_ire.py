@@ -405,11 +405,11 @@ def test_sam_goes_around_it_as_an_optimizer() -> None:
 @pytest.mark.parametrize(
     ("settings", "match"),
     [
-        ({"kappa": -1.0}, r"kappa is -1.0.*a number >= 0.0.*Nearest good value: 0.0"),
+        ({"kappa": -1.0}, r"kappa is -1.0.*a number, at least 0.0.*Nearest good value: 0.0"),
         ({"kappa": float("nan")}, "kappa is nan"),
         ({"kappa": float("inf")}, "kappa is inf.*Nearest good value: 3.0"),
         ({"gamma": 1.5}, r"gamma is 1.5.*from 0.0 to 1.0.*Nearest good value: 1.0"),
-        ({"interval": 0}, "interval is 0.*whole number >= 1"),
+        ({"interval": 0}, "interval is 0.*whole number, at least 1"),
         ({"start": -1}, "start is -1"),
         ({"ramp": -1}, "ramp is -1"),
     ],

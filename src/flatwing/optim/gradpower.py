@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from math import inf
+from numbers import Real
 from typing import Any, final
 
 import torch
@@ -13,6 +14,7 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from .boost import pieces, step_piece
+from .check import require_number
 from .memory import compiled, room
 from .registry import Method, add
 from .sharded import SUM, local, over_shards
@@ -79,8 +81,12 @@ class GradPower(Wrapper):
     name = "GradPower"
 
     def __init__(self, base: Optimizer | Sequence[Optimizer], p: float = 1.2, *, unit: float | None = None) -> None:
-        _check(p, 1.0 if unit is None else unit)
         super().__init__(base, {"p": p, "unit": unit})
+
+    @override
+    def _complete(self, group: dict[str, Any]) -> None:
+        super()._complete(group)
+        _check(group["p"], 1.0 if group["unit"] is None else group["unit"])
 
     @override
     def update(self) -> None:
@@ -154,11 +160,10 @@ def unit_of(group: dict[str, Any]) -> float:
     return eps if isinstance(eps, float) and 0 < eps < inf else 1.0
 
 
-def _check(p: float, unit: float) -> None:
-    if not 0 <= p < inf:
-        raise ValueError(f"p is {p}. Rule: finite and at least 0. Take 1.2; 1 changes nothing, 0 is sign(g).")
-    if not 0 < unit < inf:
-        raise ValueError(f"unit is {unit}. Rule: a size of gradient entries, finite and above 0. 1 is the paper's.")
+def _check(p: Any, unit: Any) -> None:
+    require_number("p", p, 0.0, good=1.2)
+    if not (issubclass(type(unit), Real) and 0 < unit < inf):
+        raise ValueError(f"unit is {unit!r}. Rule: a size of gradient entries, finite and above 0. 1 is the paper's.")
 
 
 add(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, cast
+from math import inf
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -14,6 +15,7 @@ from typing_extensions import override
 
 from . import registry
 from .boost import Boost, boosted_step, decay_rate, pieces
+from .check import require_number
 from .control import random_scores
 from .curvature import Forward, adam_second_moment, sampled_diagonal, squared_gradient
 from .quantile import kth_smallest
@@ -22,6 +24,11 @@ from .sharded import all_finite, local
 from .shell import Shell, Wrapper
 
 MASKS = ("auto", "adam", "gradient", "sampled", "random")
+SHARED = ("gamma", "interval", "start", "mask", "ramp", "seed")  # settings that groups may not have of their own
+RANGES = {
+    "kappa": (0.0, inf, 3.0), "gamma": (0.0, 1.0, 0.6), "interval": (1, inf, 10), "start": (0, inf, 0),
+    "ramp": (0, inf, 0), "seed": (-inf, inf, 0),
+}  # fmt: skip
 ADAMS = (optim.Adam, optim.AdamW, optim.NAdam, optim.RAdam)
 
 
@@ -41,14 +48,15 @@ class IRE(Wrapper):
 
     The first `start` steps are the base's; the end of the warm-up is a good value. Over the next `ramp` steps kappa
     rises to its full value. With `boost_weight_decay` off, a decoupled weight decay keeps its strength on flat weights.
-    All of these are entries of `param_groups`: `kappa` and `boost_weight_decay` per group, others as in the first.
+    All of these are entries of `param_groups`: `kappa` and `boost_weight_decay` per group, the others equal in all.
 
     Parameters without a gradient stay; weights that the loss does not see count as flat. With `kappa` 0 every step is
     the base's, bit for bit. Masks are the same on every rank and for every way of sharding the same curvature.
 
-    Raises `ValueError` for settings out of range, complex parameters, and a weight decay to be left out that cannot
-    be. Cost: one pass over the parameters per step and about four per mask; `refresh` a forward and backward pass per
-    mask. Memory: one byte per parameter, and for bases other than torch's Adam and AdamW a copy of some weights.
+    Raises `ValueError` for settings out of range or not equal in all groups, complex parameters, and a weight decay to
+    be left out that cannot be. Cost: one pass over the parameters per step and about four per mask; `refresh` a forward
+    and backward pass per mask. Memory: one byte per parameter, and for bases other than torch's Adam and AdamW a copy
+    of some weights.
     Under `GradScaler`, accumulation, clipping: nothing to do.
 
     Source: Wang et al. 2024, "Improving Generalization and Convergence by Enhancing Implicit Regularization",
@@ -94,8 +102,21 @@ class IRE(Wrapper):
 
     @override
     def _complete(self, group: dict[str, Any]) -> None:
+        first = self.param_groups[0]
+        for name in SHARED:
+            if name in first:
+                group.setdefault(name, first[name])
         super()._complete(group)
-        _check(group)
+        for name, (least, most, good) in RANGES.items():
+            require_number(name, group[name], least, most, good=good, whole=isinstance(good, int))
+        if group["mask"] not in MASKS:
+            raise ValueError(f"mask is {group['mask']!r}. Rule: one of {', '.join(MASKS)}. Leave it out for 'auto'.")
+        for name in SHARED:
+            if group[name] != first[name]:
+                raise ValueError(
+                    f"{name} is {first[name]!r} in the first group and {group[name]!r} in another. Rule: equal in all, "
+                    "as there is one mask for all weights. Set it in every group, or make one IRE per group."
+                )
 
     @override
     def update(self) -> None:
@@ -237,26 +258,6 @@ def leaves(optimizer: Optimizer) -> Iterator[Optimizer]:
 
 def _params(optimizer: Optimizer) -> list[torch.Tensor]:
     return [p for group in optimizer.param_groups for p in group["params"]]
-
-
-def _check(settings: dict[str, Any]) -> None:
-    rules = {
-        "kappa": (0.0, float("inf"), 3.0),
-        "gamma": (0.0, 1.0, 0.6),
-        "interval": (1, float("inf"), 10),
-        "start": (0, float("inf"), 0),
-        "ramp": (0, float("inf"), 0),
-    }
-    for name, (low, high, good) in rules.items():
-        value = settings[name]
-        whole = isinstance(good, int)
-        if not (low <= value <= high and value < float("inf") and (not whole or value == int(value))):
-            kind = "a whole number" if whole else "a number"
-            bounds = f">= {low}" if high == float("inf") else f"from {low} to {high}"
-            near = good if value != value or whole or value == float("inf") else cast(float, min(max(value, low), high))
-            raise ValueError(f"{name} is {value}. Rule: {kind} {bounds}, such as {good}. Nearest good value: {near}.")
-    if settings["mask"] not in MASKS:
-        raise ValueError(f"mask is {settings['mask']!r}. Rule: one of {', '.join(MASKS)}. Leave it out for 'auto'.")
 
 
 registry.add(

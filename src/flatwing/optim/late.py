@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from typing_extensions import override
 
+from .check import require_number
 from .sam import RECIPE, SharpnessAware
 from .shell import Closure, Wrapper
 
@@ -94,11 +95,15 @@ class Late(Wrapper):
     """
 
     name = "late"
+    passes_closure = True
 
     def __init__(self, method: Wrapper, start: int) -> None:
-        if start < 0:
-            raise ValueError(f"start is {start}. Rule: a number of steps, at least 0.")
         super().__init__(method, {"late_start": start, "late_step": 0})
+
+    @override
+    def _complete(self, group: dict[str, Any]) -> None:
+        super()._complete(group)
+        require_number("start", group["late_start"], 0, good=0, whole=True)
 
     @property
     def method(self) -> Wrapper:
@@ -116,6 +121,7 @@ class Late(Wrapper):
         """One step, of the method where it is on, else of its base; returns the loss, if there is a closure."""
         if closure is None and isinstance(self.method, SharpnessAware):
             raise ValueError(f"{type(self.method).__name__} will need a closure when it is switched on. {RECIPE}")
+        self._check()
         return self.method.step(closure) if self.on else super().step(closure)
 
     @override

@@ -11,7 +11,8 @@ from torch import nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from .perturb import Reach, check_radius, moved
+from .check import require_number
+from .perturb import Reach, moved
 from .registry import Method, add
 from .shell import Closure, Wrapper
 
@@ -25,12 +26,19 @@ RECIPE = (
 class SharpnessAware(Wrapper, ABC):
     """What SAM and ASAM have in common: two calls of the closure per step, the second at the perturbed weights."""
 
+    needs_closure = True
+
     def __init__(
         self, base: Optimizer | Sequence[Optimizer], settings: Mapping[str, Any], model: nn.Module | None
     ) -> None:
-        check_radius(settings["rho"], settings.get("eta", 0.0))
         super().__init__(base, settings)
         self.model = model
+
+    @override
+    def _complete(self, group: dict[str, Any]) -> None:
+        super()._complete(group)
+        require_number("rho", group["rho"], 0.0, good=0.05 if "eta" not in group else 0.5)
+        require_number("eta", group.get("eta", 0.0), 0.0, good=0.01)
 
     @torch.no_grad()
     @override
@@ -42,13 +50,13 @@ class SharpnessAware(Wrapper, ABC):
         """
         if closure is None:
             raise ValueError(f"{type(self).__name__} steps with a closure, and goes outermost. {RECIPE}")
+        self._check()
         with torch.enable_grad():
             loss = closure()
         if not self._usable():
             return loss
         reach: dict[torch.Tensor, Reach] = {}
         for group in self.param_groups:
-            check_radius(group["rho"], group.get("eta", 0.0))
             reach |= dict.fromkeys(group["params"], Reach(group["rho"], group.get("eta")))
         if any(rho > 0 for rho, _ in reach.values()):
             with moved(reach, self.model), torch.enable_grad():
@@ -72,9 +80,12 @@ class SharpnessAware(Wrapper, ABC):
 class SAM(SharpnessAware):
     """Any optimizer, stepping along the gradient at w + rho g / |g|: towards flat minima, at twice the cost.
 
+    With BatchNorm write SAM(base, model=model): each batch passes the network twice, and without `model` the running
+    statistics count it twice, the second time at the perturbed weights.
+
     `lr` has the unit of the base's, `rho` that of the weights: it is the distance moved, over all parameters and all
     shards together. It is an entry of every group; where groups differ, each moves by its own rho along the common
-    direction. `model`, if given, keeps its buffers through the second pass, such as the running statistics of norms.
+    direction. `model`, if given, keeps all its buffers through the second pass.
 
     step(closure) calls the closure twice; rho = 0 is the base, bit for bit, and calls it once. A closure may loop over
     micro-batches; both passes then are over all of them. Without a closure take `perturbed`, which also says what

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -45,7 +46,8 @@ class Shell(Guarded):
     """Several optimizers as one: `step` steps each; groups, state and state dict are all of theirs.
 
     The groups are the members' own dicts, so learning rate schedulers, clipping and `GradScaler` work as usual, and
-    schedulers of a member go on working. Raises `ValueError` if there is no member, or two share a parameter.
+    schedulers of a member go on working. Raises `ValueError` if there is no member, if two share a parameter, and for
+    a member that needs a closure of its own: `torch.optim.LBFGS`, SAM, ASAM.
 
     >>> body, head = nn.Linear(4, 4), nn.Linear(4, 2)
     >>> both = Shell([torch.optim.SGD(body.parameters(), 0.1), torch.optim.AdamW(head.parameters(), 1e-3)])
@@ -53,15 +55,24 @@ class Shell(Guarded):
     [0.1, 0.001]
     """
 
+    needs_closure = False
+    passes_closure = False  # whether `step` hands its closure to the members; else none of them may need one
+
     def __init__(self, members: Sequence[Optimizer]) -> None:
-        members = tuple(members)
+        members = tuple(members) if isinstance(members, Iterable) else (members,)
         if not members:
             raise ValueError("there is no optimizer. Rule: at least one. Pass [torch.optim.AdamW(...)].")
         for member in members:
             if not isinstance(member, Optimizer):
+                kind = f"the class {member.__name__}" if isinstance(member, type) else f"a {type(member).__name__}"
                 raise ValueError(
-                    f"got a {type(member).__name__}. Rule: a torch.optim.Optimizer, or a list of them. "
+                    f"got {kind}. Rule: a torch.optim.Optimizer, or a list of them. "
                     "Make one of the parameters first: torch.optim.AdamW(model.parameters())."
+                )
+            if not self.passes_closure and (inner := needing_closure(member)):
+                raise ValueError(
+                    f"{inner} is inside {type(self).__name__}, and steps with a closure. Rule: such an optimizer goes "
+                    f"outermost. {_order(inner, type(self).__name__)}"
                 )
         super().__init__([nn.Parameter(torch.empty(0))], {})  # hooks only: groups and state are the members'
         self.members = members
@@ -157,7 +168,9 @@ class Shell(Guarded):
 
     @override
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if not name.endswith("_hooks")}
+        # a scheduler puts a `step` of its own here, bound to this very optimizer, and notes that it was called
+        patched = ("step", "_opt_called")
+        return {k: value for k, value in self.__dict__.items() if k not in patched and not k.endswith("_hooks")}
 
 
 class Wrapper(Shell):
@@ -166,7 +179,8 @@ class Wrapper(Shell):
     A subclass implements `update`, which calls `self.base.step()`. Its hyper-parameters are entries of every group,
     under their own names, given by `settings`; what it keeps per parameter is in `self.kept[p]`, a dict of tensors
     that travels in the state dict as "<name>/<key>" with its own dtype, and whole numbers that it counts with are
-    entries of the groups like any other.
+    entries of the groups like any other. Settings that have a range are checked in `_complete`, which is called for
+    each group when it comes and before each step, as anybody may set an entry of a group.
 
     Before `update`, gradients are looked at: sparse ones raise `ValueError`, and where one is NaN or infinite, on any
     rank, the step is skipped: nothing changes but `skipped`, the number of such steps, and the first warns.
@@ -185,8 +199,7 @@ class Wrapper(Shell):
         self.kept: dict[torch.Tensor, dict[str, torch.Tensor]] = {}
         self.defaults = {**self.base.defaults, **settings}
         self._settings = dict(settings)
-        for group in self.param_groups:
-            self._complete(group)
+        self._check()
 
     @property
     def base(self) -> Optimizer:
@@ -200,11 +213,19 @@ class Wrapper(Shell):
     @torch.no_grad()
     @override
     def step(self, closure: Closure | None = None) -> Any:
-        """One step, or none where a gradient is not finite; `closure`, if given, is called once before."""
+        """One step, or none where a gradient is not finite; `closure`, if given, is called once before.
+
+        Raises `ValueError` for a setting that was put out of range in its group since the last step.
+        """
+        self._check()
         loss = called(closure)
         if self._usable():
             self.update()
         return loss
+
+    def _check(self) -> None:
+        for group in self.param_groups:
+            self._complete(group)
 
     def parameters(self) -> Iterator[torch.Tensor]:
         """All parameters of all groups, in order."""
@@ -252,8 +273,7 @@ class Wrapper(Shell):
         for index, p in zip(numbers, self.parameters(), strict=True):
             if index in kept:
                 self.kept[p] = {key: value.to(p.device).clone() for key, value in kept[index].items()}
-        for group in self.param_groups:
-            self._complete(group)
+        self._check()
 
 
 def names_inside(optimizer: Optimizer) -> set[str]:
@@ -265,6 +285,25 @@ def names_inside(optimizer: Optimizer) -> set[str]:
     members = optimizer.members if isinstance(optimizer, Shell) else ()
     inner = set().union(*(names_inside(member) for member in members))
     return inner | {optimizer.name} if isinstance(optimizer, Wrapper) else inner
+
+
+def needing_closure(optimizer: Optimizer) -> str | None:
+    """The name of what cannot step without a closure, of an optimizer and all that is inside; None if nothing.
+
+    >>> needing_closure(torch.optim.SGD([torch.zeros(1)], 0.1)), needing_closure(torch.optim.LBFGS([torch.zeros(1)]))
+    (None, 'LBFGS')
+    """
+    if isinstance(optimizer, Shell):
+        own = type(optimizer).__name__ if optimizer.needs_closure else None
+        return own or next((name for member in optimizer.members if (name := needing_closure(member))), None)
+    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
+    return type(optimizer).__name__ if closure is not None and closure.default is closure.empty else None
+
+
+def _order(inner: str, outer: str) -> str:
+    if inner in ("SAM", "ASAM"):
+        return f"Write {inner}({outer}(optimizer)), or {inner}([...]) around several."
+    return "Take an optimizer that steps along the gradients that are there, such as torch.optim.AdamW."
 
 
 class _States(Mapping[torch.Tensor, Any]):

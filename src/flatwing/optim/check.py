@@ -1,0 +1,55 @@
+"""Checks of settings; each error states the value, the rule and the nearest good value."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from math import inf, isnan
+from numbers import Real
+from typing import Any
+
+
+def require_number(
+    name: str, value: Any, least: int | float, most: int | float = inf, *, good: int | float, whole: bool = False
+) -> None:
+    """Raise `ValueError` unless `value` is a finite number (a whole one with `whole`) from `least` to `most`.
+
+    `good` is a value that is often right. Cost: some comparisons, so it may stand in a step.
+
+    >>> require_number("share", 1.5, 0.0, 1.0, good=0.25)
+    Traceback (most recent call last):
+    ValueError: share is 1.5. Rule: a number from 0.0 to 1.0, such as 0.25. Nearest good value: 1.0.
+    """
+    real = issubclass(type(value), Real)  # those of numpy, too
+    # a comparison with NaN is never true
+    if real and least <= value <= most and value < inf and (not whole or value == int(value)):
+        return
+    kind = "a whole number" if whole else "a number"
+    bounds = f" from {least} to {most}" if most < inf else f", at least {least}" if least > -inf else ""
+    near: Any = good
+    if real and not isnan(value) and abs(value) < inf:
+        inside = min(max(value, least), most)
+        near = round(inside) if whole else inside
+    raise ValueError(f"{name} is {value!r}. Rule: {kind}{bounds}, such as {good}. Nearest good value: {near}.")
+
+
+def require_rules(rules: Any, example: str) -> None:
+    """Raise `ValueError` unless `rules` is a sequence of pairs whose first is a regular expression.
+
+    >>> require_rules(["weight"], "[('head', 'other')]")
+    Traceback (most recent call last):
+    ValueError: rules has the entry 'weight'. Rule: a list of pairs with a regex first. Write [('head', 'other')].
+    """
+    advice = f"Rule: a list of pairs with a regex first. Write {example}."
+    if isinstance(rules, str | Mapping) or not hasattr(rules, "__len__"):
+        raise ValueError(f"rules is a {type(rules).__name__}. {advice}")
+    for rule in rules:
+        if not (isinstance(rule, tuple | list) and len(rule) == 2 and isinstance(rule[0], str)):
+            raise ValueError(f"rules has the entry {rule!r}. {advice}")
+        try:
+            re.compile(rule[0])
+        except re.error as error:
+            raise ValueError(
+                f"the regex {rule[0]!r} is wrong: {error}. Rule: what Python's `re` understands. Write "
+                f"{re.escape(rule[0])!r} for these very characters."
+            ) from None

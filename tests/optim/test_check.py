@@ -1,0 +1,150 @@
+"""What is refused, and in which words: numbers, rules, and methods inside of methods."""
+
+import copy
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.optim import LBFGS, SGD, AdamW
+
+from flatwing.optim import ASAM, IRE, SAM, GradPower, Late, LITEAdam, Shell, late
+from flatwing.optim.check import require_number, require_rules
+
+
+def weight() -> nn.Parameter:
+    w = nn.Parameter(torch.ones(3))
+    w.grad = torch.full((3,), 0.5)
+    return w
+
+
+@pytest.mark.parametrize("value", [0, 0.5, 1.0])
+def test_numbers_in_range_pass(value: Any) -> None:
+    require_number("x", value, 0.0, 1.0, good=0.5)
+
+
+@pytest.mark.parametrize(
+    ("value", "whole", "near"),
+    [
+        (-1, False, "0"),
+        (9.0, False, "5"),
+        (2.5, True, "2"),
+        (torch.nan, False, "3"),
+        ("3", False, "3"),
+        (None, True, "3"),
+    ],
+)
+def test_numbers_out_of_range_are_told_the_nearest_good_one(value: Any, whole: bool, near: str) -> None:
+    with pytest.raises(ValueError, match=rf"x is {value!r}\. Rule: .* from 0 to 5.*Nearest good value: {near}\."):
+        require_number("x", value, 0, 5, good=3, whole=whole)
+
+
+@pytest.mark.parametrize(
+    ("rules", "match"),
+    [
+        ({"a": 1}, "rules is a dict. Rule: a list of pairs"),
+        ("a", "rules is a str"),
+        (3, "rules is a int"),
+        (["weight"], "entry 'weight'"),
+        ([("(", "x")], r"regex '\(' is wrong.*Write '\\\\\('"),
+    ],
+)
+def test_rules_are_pairs_with_a_regex(rules: Any, match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        require_rules(rules, "[('a', 'other')]")
+
+
+METHODS: dict[str, Any] = {
+    "kappa": lambda: IRE(AdamW([weight()]), mask="gradient"),
+    "gamma": lambda: IRE(AdamW([weight()]), mask="gradient"),
+    "interval": lambda: IRE(AdamW([weight()]), mask="gradient"),
+    "p": lambda: GradPower(SGD([weight()], 0.1)),
+    "unit": lambda: GradPower(SGD([weight()], 0.1)),
+    "rho": lambda: SAM(SGD([weight()], 0.1)),
+    "eta": lambda: ASAM(SGD([weight()], 0.1)),
+    "chi": lambda: LITEAdam(AdamW([weight()])),
+    "late_start": lambda: Late(GradPower(SGD([weight()], 0.1)), 1),
+}
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, "a"])
+@pytest.mark.parametrize("name", METHODS)
+def test_a_bad_setting_put_into_a_group_later_is_refused_before_anything_moves(name: str, value: Any) -> None:
+    optimizer = METHODS[name]()
+    if name == "chi" and value == "a":
+        pytest.skip("LITEAdam compares")
+    (w,) = optimizer.param_groups[0]["params"]
+    before = w.detach().clone()
+    optimizer.param_groups[0][name] = value
+    with pytest.raises(ValueError, match=f"{name.removeprefix('late_')} is {value!r}"):
+        optimizer.step(lambda: w.sum())
+    assert torch.equal(w, before)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [("gamma", (0.6, 0.2)), ("interval", (10, 3)), ("start", (0, 5)), ("mask", ("auto", "random")), ("ramp", (0, 4))],
+)
+def test_groups_of_ire_have_one_mask(name: str, values: Any) -> None:
+    groups = [{"params": [weight()], name: value} for value in values]
+    with pytest.raises(ValueError, match=rf"{name} is .* in the first group and .* in another\. Rule: equal in all"):
+        IRE(AdamW(groups))
+    optimizer = IRE(AdamW([{"params": [weight()]}, {"params": [weight()]}]), **{name: values[1]})
+    optimizer.add_param_group({"params": [weight()]})
+    assert optimizer.param_groups[2][name] == values[1]
+    optimizer.param_groups[0][name] = values[0]
+    with pytest.raises(ValueError, match="Rule: equal in all"):
+        optimizer.step()
+
+
+@pytest.mark.parametrize("outer", [IRE, GradPower, ASAM, lambda base: Shell([base]), lambda base: IRE(GradPower(base))])
+@pytest.mark.parametrize(
+    ("inner", "match"),
+    [
+        (
+            lambda: SAM(SGD([weight()], 0.1)),
+            r"SAM is inside \w+, and steps with a closure.*Write SAM\(\w+\(optimizer\)\)",
+        ),
+        (lambda: Late(SAM(SGD([weight()], 0.1)), 3), "SAM is inside"),
+        (lambda: LBFGS([weight()]), r"LBFGS is inside .*such as torch\.optim\.AdamW"),
+    ],
+)
+def test_what_needs_a_closure_goes_outermost(outer: Any, inner: Any, match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        outer(inner())
+
+
+def test_orders_that_work() -> None:
+    for optimizer in (
+        SAM(late(GradPower(SGD([w := weight()], 0.1), p=2.0), [0.1] * 2, share=0.5)),
+        late(SAM(GradPower(SGD([w := weight()], 0.1), p=2.0)), [0.1] * 2, share=0.5),
+    ):
+        (w,) = optimizer.param_groups[0]["params"]
+
+        def closure(w: nn.Parameter = w, optimizer: Any = optimizer) -> torch.Tensor:
+            optimizer.zero_grad()
+            loss = (w**2).sum()
+            loss.backward()
+            return loss
+
+        losses = [optimizer.step(closure).item() for _ in range(4)]
+        assert losses == sorted(losses, reverse=True)
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda both: pickle.loads(pickle.dumps(both))])
+def test_a_copy_steps_by_itself_though_a_scheduler_watched_the_original(duplicate: Any) -> None:
+    w = weight()
+    optimizer = GradPower(SGD([w], 0.1))
+    torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    optimizer.step()
+    twin_w, twin = duplicate((w, optimizer))
+    twin_w.grad = torch.ones(3)
+    before, twin_before = w.detach().clone(), twin_w.detach().clone()
+    twin.step()
+    assert torch.equal(w, before)
+    assert not torch.equal(twin_w, twin_before)
+    scheduler = torch.optim.lr_scheduler.StepLR(twin, 1)
+    twin.step()
+    scheduler.step()  # a warning, if the copy's steps were not noticed
+    assert twin.param_groups[0]["lr"] == pytest.approx(0.01)
