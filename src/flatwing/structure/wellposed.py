@@ -69,7 +69,7 @@ def wellposedness(*supports: Any) -> Verdict:
     then are two factors is decided as such, and the rest is reported pair by pair, which decides nothing for the whole.
 
     Raises `ValueError` for supports that do not multiply or a product that is zero, `TypeError` for masks that are not
-    boolean. Cost: that of `tractability`; undecided cases cost most, seconds at worst.
+    boolean. Cost: that of `tractability`, which grows with the entries of all different rank-one supports together.
     Source: Le, Riccietti, Gribonval, "Does a sparse ReLU network training problem always admit an optimum?",
     NeurIPS 2023. The criteria are proved where they stand, in `closed` and `diverging`.
 
