@@ -89,6 +89,15 @@ def test_unconstrained_factors_are_a_low_rank_approximation() -> None:
 
 
 @pytest.mark.parametrize("kind", [torch.float64, torch.complex128], ids=str)
+def test_sweeps_alone_find_the_low_rank_optimum(kind: torch.dtype) -> None:
+    # only the true gradient, conjugates included, has the optimum for its end; one factor on each side of another
+    A = torch.randn(6, 6, dtype=kind)
+    best = float(torch.linalg.svdvals(A)[2:].norm() / A.norm())
+    found = palm(A, "id*3", sizes=[2, 2], sweeps=3000, tolerance=1e-13, polishing=False).certificate.error
+    assert found == pytest.approx(best, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.complex128], ids=str)
 def test_tractable_supports_agree_with_the_optimum(kind: torch.dtype) -> None:
     A = torch.randn(12, 12, dtype=kind)
     pair = [Pattern(1, 4, 3, 3), Pattern(3, 3, 4, 1)]

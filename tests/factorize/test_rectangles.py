@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from flatwing.factorize import factorize_fixed
 from flatwing.factorize.rectangles import rectangle_bound
 from flatwing.structure import tractability
 
@@ -64,7 +65,10 @@ def test_positive_where_no_theorem_applies() -> None:
     below = np.linalg.svd(A[1:], compute_uv=False)[1:]
     beside = np.linalg.svd(A[:, 1:], compute_uv=False)[1:]
     best = max(float((below**2).sum()), float((beside**2).sum()))
-    assert bound(A, left, right) >= best * (1 - 1e-12)
+    reached = factorize_fixed(A, [left, right]).certificate.error * np.linalg.norm(A)
+    # the two overlap: they do not add up
+    assert best * (1 - 1e-12) <= bound(A, left, right) <= reached**2 * (1 + 1e-12)
+    assert reached**2 < float((below**2).sum() + (beside**2).sum())
 
 
 def test_lower_triangular_factors_can_do_almost_everything() -> None:

@@ -18,7 +18,7 @@ def product(dtype: torch.dtype = torch.float64, seed: int = 0) -> MaskedProduct:
     sizes = [5, 4, 6, 3]
     masks = [generator.random(pair) < 0.6 for pair in itertools.pairwise(sizes)]
     torch.manual_seed(seed)
-    return MaskedProduct(masks, [torch.randn(mask.shape).to(dtype) for mask in masks])
+    return MaskedProduct(masks, [torch.randn(mask.shape, dtype=dtype) for mask in masks])
 
 
 def test_values_outside_of_the_supports_are_dropped() -> None:
