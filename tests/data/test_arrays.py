@@ -35,8 +35,12 @@ def test_objects_are_never_unpickled(tmp_path: Path, monkeypatch: pytest.MonkeyP
     np.savez("b.npz", x=bomb, y=np.arange(1))
     Path("c.npy").write_bytes(pickle.dumps(Bomb()))
     for name in ("a.npy", "b.npz", "c.npy"):
-        with pytest.raises(ValueError, match="pickled objects are not read"):
+        with pytest.raises(ValueError, match="pickled objects are not read") as refusal:
             read_arrays(name)
+        assert "allow_pickle" not in str(refusal.value)  # nor is it told how to
+        assert {"a.npy": "Python objects", "b.npz": "it holds objects", "c.npy": "it does not begin as one"}[
+            name
+        ] in str(refusal.value)
     assert not Path("exploded").exists()
 
 
@@ -108,6 +112,15 @@ def test_dtypes_that_are_no_numbers_are_refused() -> None:
         as_rows(np.zeros((2, 1), dtype=complex), np.arange(2))
     with pytest.raises(TypeError, match=r"y has dtype float64. Rule: whole numbers"):
         as_rows(np.zeros((2, 1)), np.zeros(2))
+    labels = r"np\.unique\(y, return_inverse=True\)\[1\]\.$"
+    for y, hint in (
+        ([1.0, 2.0], r"y\.astype\('int64'\)\.$"),
+        ([0.5, 1.0], labels),
+        ([np.inf, 1.0], labels),
+        (["a", "b"], labels),
+    ):
+        with pytest.raises(TypeError, match=f"Write {hint}"):
+            as_rows(np.zeros((2, 1)), np.array(y))
     with pytest.raises(TypeError, match="tokens have dtype float64"):
         as_tokens(np.zeros(9))
     with pytest.raises(TypeError, match="tokens have dtype <U1"):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -112,6 +113,35 @@ def test_notes_reach_the_user(tmp_path: Path) -> None:
         "skipped, binary: b.bin.",
         "too few files to split by file (1): the text is cut into three ranges.",
     )
+
+
+def test_labels_with_gaps_are_told_and_one_class_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    np.savez(path, x=np.zeros((60, 1)), y=np.arange(60) % 3 * 10)
+    data = open_data(f"array:{path}")
+    assert data.classes == 21
+    assert len(data.notes) == 1
+    assert "labels go up to 20, but only 3 of these 21 classes have rows" in data.notes[0]
+    np.savez(path, x=np.zeros((60, 1)), y=np.arange(60) % 3)
+    assert open_data(f"array:{path}").notes == ()
+    np.savez(path, x=np.zeros((60, 1)), y=np.full(60, 4))
+    with pytest.raises(ValueError, match=r"all labels of 'array:.*' are 4. Rule: at least 2 classes"):
+        open_data(f"array:{path}")
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"seed": "abc"}, "seed is 'abc' for data 'digits'. Rule: a whole number"),
+        ({"seed": True}, "seed is True for data 'digits'"),
+        ({"seed": 1.5}, "seed is 1.5"),
+        ({"seed": -1}, "seed is -1. Rule: a whole number from 0"),
+        ({"seed": 1 << 64}, "seed is 18446744073709551616. Rule"),
+    ],
+)
+def test_options_of_another_type_are_refused(option: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        open_data("digits", **option)
 
 
 def test_bad_requests_are_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

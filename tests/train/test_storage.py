@@ -28,11 +28,24 @@ def test_file_is_plain_safetensors_with_the_state_dict(tmp_path: Path) -> None:
     save_model(tmp_path / "m.safetensors", model, {"seed": 3})
     with safe_open(tmp_path / "m.safetensors", "pt") as file:
         assert set(file.keys()) == set(model.state_dict())
-        assert json.loads(file.metadata()["notes"]) == {
+        assert json.loads(file.metadata()["flatwing"])["notes"] == {
             "architecture": "digits-mlp",
             "config": {"width": 4, "depth": 1},
             "recipe": {"seed": 3},
         }
+
+
+def test_equal_models_are_equal_bytes_and_earlier_files_are_read(tmp_path: Path) -> None:
+    model = DigitsMLP(width=4, depth=1)
+    for name in "abcdefgh":  # two keys of metadata would come in either order
+        save_model(tmp_path / name, model, {"seed": 3})
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
+    notes = {"architecture": "digits-mlp", "config": {"width": 4, "depth": 1}}
+    save_file(model.state_dict(), tmp_path / "old", metadata={"format": WEIGHTS, "notes": json.dumps(notes)})
+    assert torch.equal(load_model(tmp_path / "old").head.weight, model.head.weight)
+    save_file(model.state_dict(), tmp_path / "odd", metadata={"flatwing": "[]"})
+    with pytest.raises(ValueError, match="not readable"):
+        load_model(tmp_path / "odd")
 
 
 def test_another_recipe_is_refused(tmp_path: Path) -> None:

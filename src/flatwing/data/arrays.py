@@ -16,6 +16,7 @@ from .samples import Pieces
 from .splits import Splits
 from .text import by_ranges
 
+NPY, ZIP = b"\x93NUMPY", b"PK"  # how files of one array and of several begin
 BITE = 1 << 24  # tokens looked at in one go
 CLASSES = 1 << 20  # no head has more outputs; numbers above are keys of something, not labels
 VOCAB = 1 << 31  # and those are no tokens
@@ -31,18 +32,23 @@ def read_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         raise ValueError(f"there is no file {str(path)!r}. Rule: a .npy or .npz file.")
     try:
         with open(path, "rb") as file:
-            if file.read(2) != b"PK":  # not a zip: a single array
+            begins = file.read(len(NPY))
+            if begins == NPY:
                 return {"tokens": np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))}
+            if not begins.startswith(ZIP):
+                raise ValueError("it does not begin as one")
             file.seek(0)
             loaded = np.load(file, allow_pickle=False)  # given a path, it leaves a damaged file open
             wanted = next((keys for keys in ({"x", "y"}, {"tokens"}) if keys <= set(loaded.files)), None)
             if wanted is not None:
                 return {name: loaded[name] for name in sorted(wanted)}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        # what numpy says of objects is how to run what is in them
+        why = "it holds objects" if "pickle" in str(error) else error
         raise ValueError(
-            f"{str(path)!r} is not readable ({error}). Rule: a whole .npy or .npz file of numbers, as np.save and "
+            f"{str(path)!r} is not readable ({why}). Rule: a whole .npy or .npz file of numbers, as np.save and "
             "np.savez write it; pickled objects are not read."
-        ) from error
+        ) from None
     raise ValueError(
         f"{str(path)!r} holds {', '.join(sorted(loaded.files)) or 'nothing'}. Rule: arrays x and y, or tokens. "
         "Write np.savez(path, x=..., y=...)."
@@ -65,7 +71,9 @@ def as_rows(x: Any, y: Any, scale: float | int = 1) -> tuple[Float[torch.Tensor,
     if x.dtype.kind not in "biuf":
         raise TypeError(f"x has dtype {x.dtype}. Rule: real numbers. Write x.astype('float32').")
     if y.dtype.kind not in "iu":
-        raise TypeError(f"y has dtype {y.dtype}. Rule: whole numbers. Write y.astype('int64').")
+        exact = y.dtype.kind == "b" or (y.dtype.kind == "f" and bool((np.isfinite(y) & (y == np.rint(y))).all()))
+        mend = "y.astype('int64')" if exact else "np.unique(y, return_inverse=True)[1]"
+        raise TypeError(f"y has dtype {y.dtype}. Rule: whole numbers, one for each class. Write {mend}.")
     if x.ndim < 2 or y.ndim != 1 or len(x) != len(y) or not x.size:
         raise ValueError(f"x has shape {x.shape}, y has {y.shape}. Rule: x (n, ...) and y (n,), n at least 1.")
     with np.errstate(over="ignore"):  # what overflows is named below

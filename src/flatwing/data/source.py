@@ -6,7 +6,7 @@ import inspect
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, final, get_args, get_type_hints
 
 import torch
 from jaxtyping import Int, Integer
@@ -19,6 +19,8 @@ from .hf import hf_rows, hf_tables, hf_text
 from .samples import Batch, Pieces, Rows, Samples, Windows
 from .splits import SPLITS, Splits, check_split, stratified
 from .text import text_bytes
+
+KINDS = {int: "a whole number", float: "a number", str: "text"}  # of options
 
 
 @final
@@ -95,8 +97,13 @@ def open_data(spec: str, **options: Any) -> Dataset:
     for name in inspect.signature(opener).parameters:
         if name != "path":
             known.register(name)(name)
-    for name in options:
+    hints = get_type_hints(opener)
+    for name, value in options.items():
         known[name]  # raises, with the nearest name
+        kinds = get_args(hints[name]) or (hints[name],)
+        if not isinstance(value, kinds) or isinstance(value, bool):
+            rule = " or ".join(word for kind, word in KINDS.items() if kind in kinds)
+            raise ValueError(f"{name} is {value!r} for data {kind!r}. Rule: {rule}.")
     if "path" not in inspect.signature(opener).parameters:
         if path:
             raise ValueError(f"data {kind!r} takes nothing after the name, got {path!r}. Write {kind!r}.")
@@ -192,8 +199,13 @@ def _rows(name: str, parts: Splits[tuple[torch.Tensor, torch.Tensor]]) -> Datase
         if not len(getattr(parts, split)[1]):
             raise ValueError(f"{name!r} has too few rows: none is left for {split!r}. Rule: about 10 rows per class.")
     splits: Splits[Samples] = Splits(*(Rows(*getattr(parts, split)) for split in SPLITS))
-    classes = 1 + max(int(getattr(parts, split)[1].max()) for split in SPLITS)
-    return Dataset(name, "classification", splits, tuple(parts.train[0].shape[1:]), classes)
+    labels = torch.cat([getattr(parts, split)[1] for split in SPLITS]).unique()
+    classes, found = 1 + int(labels.max()), len(labels)
+    if found < 2:
+        raise ValueError(f"all labels of {name!r} are {classes - 1}. Rule: at least 2 classes. Give rows of another.")
+    told = f"{name}: labels go up to {classes - 1:,}, but only {found:,} of these {classes:,} classes have rows. "
+    notes = (told + "If that is not meant, write y = np.unique(y, return_inverse=True)[1].",) if found < classes else ()
+    return Dataset(name, "classification", splits, tuple(parts.train[0].shape[1:]), classes, notes)
 
 
 def _windows(name: str, parts: Splits[Pieces], length: int, vocab: int, notes: tuple[str, ...] = ()) -> Dataset:

@@ -12,6 +12,7 @@ from jaxtyping import Int
 
 SPLITS = ("train", "valid", "test")
 SHARES = {"train": 0.7, "valid": 0.1, "test": 0.2}
+SEEDS = 1 << 63
 T = TypeVar("T")
 
 
@@ -47,11 +48,14 @@ def stratified(
 ) -> dict[str, Int[torch.Tensor, " part"]]:
     """Row numbers of each split, ascending: of the rows of each class it has its share, drawn by `seed`.
 
-    A class with few rows may miss from a split; all rows are in exactly one.
+    A class with few rows may miss from a split; all rows are in exactly one. Raises `ValueError` for a seed outside
+    0 ... 2^63 - 1.
 
     >>> {name: len(rows) for name, rows in stratified(torch.arange(20) % 2).items()}
     {'train': 14, 'valid': 2, 'test': 4}
     """
+    if not 0 <= seed < SEEDS:
+        raise ValueError(f"seed is {seed}. Rule: a whole number from 0 to {SEEDS - 1}. Write seed=0.")
     generator = torch.Generator().manual_seed(seed)
     parts: dict[str, list[torch.Tensor]] = {name: [] for name in shares}
     for members in y.argsort(stable=True).split(y.unique(return_counts=True)[1].tolist()):

@@ -18,6 +18,7 @@ from .models import Model, architecture_of, build_model
 from .structured import layers_of, put_layers
 
 WEIGHTS = "flatwing.weights.1"
+KEY = "flatwing"  # of the metadata
 
 
 def save_tensors(
@@ -28,7 +29,8 @@ def save_tensors(
     copies = {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
     with replacing(path) as temporary:
         try:
-            save_file(copies, temporary, metadata={"format": kind, "notes": json.dumps(notes)})
+            # one key, for safetensors writes several in an order of its own each time: equal runs, equal bytes
+            save_file(copies, temporary, metadata={KEY: json.dumps({"format": kind, "notes": notes})})
         except SafetensorError as error:
             raise OSError(f"could not write {str(path)!r}: {error}") from error
 
@@ -40,12 +42,13 @@ def load_tensors(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, tor
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            if metadata.get("format") != kind:
-                raise ValueError(
-                    f"{str(path)!r} has format {metadata.get('format')!r}. Rule: {kind!r}. Name another file."
-                )
-            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(metadata["notes"])  # noqa: SIM118
-    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+            # earlier files have the format and the notes, as JSON, side by side
+            told = json.loads(metadata[KEY]) if KEY in metadata else metadata
+            if told.get("format") != kind:
+                raise ValueError(f"{str(path)!r} has format {told.get('format')!r}. Rule: {kind!r}. Name another file.")
+            notes = told["notes"] if KEY in metadata else json.loads(told["notes"])
+            return {name: file.get_tensor(name) for name in file.keys()}, notes  # noqa: SIM118
+    except (SafetensorError, KeyError, AttributeError, json.JSONDecodeError) as error:
         raise ValueError(
             f"{str(path)!r} is not readable ({error}); it may be truncated. Rule: a file of format {kind!r}. Delete it."
         ) from error
