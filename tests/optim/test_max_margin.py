@@ -92,6 +92,32 @@ def test_the_margin_has_the_unit_of_the_data(scale: float, shift: float) -> None
     assert moved.dual_gap_ < 1e-6
 
 
+@pytest.mark.parametrize("scale", [1e-280, 1e-160, 1e160, 1e280])
+def test_squares_of_the_data_need_not_be_floats(scale: float) -> None:
+    x, y = digits(0, 1)
+    plain, moved = MaxMarginClassifier().fit(x, y), MaxMarginClassifier().fit(scale * x, y)
+    assert moved.separable_
+    assert moved.margin_ == pytest.approx(scale * plain.margin_, rel=1e-12)
+    assert moved.dual_gap_ < 1e-12
+
+
+@pytest.mark.parametrize("fit_intercept", [False, True])
+@pytest.mark.parametrize("scale", [1e-310, 1e-300, 1e300, 1e307])
+def test_data_whose_coefficients_are_no_floats_is_refused(scale: float, fit_intercept: bool) -> None:
+    x, y = digits(0, 1)
+    with pytest.raises(ValueError, match=r"the largest entry .*of X is .* Rule: from 1e-290 to 1e\+290"):
+        MaxMarginClassifier(fit_intercept).fit(scale * x, y)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_an_offset_of_each_feature_goes_into_the_intercept(seed: int) -> None:
+    x, y = digits(4, 9)
+    offset = 1e3 * np.abs(x).max() * np.random.default_rng(seed).standard_normal(x.shape[1])
+    plain, moved = MaxMarginClassifier().fit(x, y), MaxMarginClassifier().fit(x + offset, y)
+    assert moved.dual_gap_ < 1e-9
+    np.testing.assert_allclose(moved.coef_, plain.coef_, atol=1e-9 * np.abs(plain.coef_).max())
+
+
 def test_rescaling_gets_close_and_says_how_close() -> None:
     x, y = digits(4, 9)
     exact = MaxMarginClassifier().fit(x, y)
@@ -166,7 +192,13 @@ def test_labels_may_be_words() -> None:
         ({"solver": "svm"}, "solver is 'svm'. Rule: 'exact' or 'prgd'"),
         ({"tol": -1.0}, "tol is -1.0. Rule"),
         ({"tol": float("nan")}, "tol is nan. Rule"),
+        ({"tol": "a"}, "tol is 'a'. Rule: a number"),
+        ({"tol": None}, "tol is None. Rule: a number"),
         ({"max_iter": 0}, "max_iter is 0. Rule"),
+        ({"max_iter": 2.5}, "max_iter is 2.5. Rule: a whole number"),
+        ({"max_iter": float("inf")}, "max_iter is inf. Rule: a whole number"),
+        ({"max_iter": "5"}, "max_iter is '5'. Rule: a whole number"),
+        ({"max_iter": True}, "max_iter is True. Rule: a whole number"),
     ],
 )
 def test_bad_settings_are_refused(settings: dict[str, Any], message: str) -> None:
@@ -175,8 +207,14 @@ def test_bad_settings_are_refused(settings: dict[str, Any], message: str) -> Non
 
 
 def test_one_class_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"y has one class, .*at least 2 classes"):
+    with pytest.raises(ValueError, match=r"y has one class, 0\.0\. Rule: at least 2 classes"):
         MaxMarginClassifier().fit(np.eye(3), np.zeros(3))
+
+
+def test_a_frame_without_columns_is_refused() -> None:
+    pandas = pytest.importorskip("pandas")
+    with pytest.raises(ValueError, match=r"Found 0 feature\(s\) \(shape=\(3, 0\)\) .* one column or more"):
+        MaxMarginClassifier().fit(pandas.DataFrame(index=range(3)), [0, 1, 1])
 
 
 def test_it_predicts_after_fitting_only() -> None:

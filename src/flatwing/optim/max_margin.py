@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from itertools import islice
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ from .margin_classes import Classes
 from .prgd import prgd
 
 LOOK = 50  # steps of rescaling between two looks at the margin
+# of the data: beyond, a coefficient (one over a margin) or a sum over features may leave the range of floats
+SMALLEST, LARGEST = 1e-290, 1e290
 
 
 class MaxMarginClassifier(ClassifierMixin, BaseEstimator):
@@ -43,11 +46,13 @@ class MaxMarginClassifier(ClassifierMixin, BaseEstimator):
         separable_: whether `coef_` has all training samples on the correct side.
         classes_, n_features_in_, n_iter_: as in scikit-learn; n_iter_ counts passes of the solver.
 
-    Data that no hyperplane separates has no margin: a `ConvergenceWarning` says so, `separable_` is False, and
-    `coef_` minimises the exponential loss, in units in which the largest sample has norm 1. All in float64. `fit`
-    raises `ValueError` for bad data, one class, or settings out of range. Cost: n d k and the cube of the number of
-    support vectors per pass. Sources: Wolfe (1976); Wang, Min and Wu (2023), arXiv:2311.14387; for more than two
-    classes the joint margin of Crammer and Singer (2001).
+    Data that no hyperplane separates has no margin: a `ConvergenceWarning` says so, `separable_` is False, and `coef_`
+    minimises the exponential loss, in units in which the largest sample has norm 1. All in float64. `fit` raises
+    `ValueError` for bad data, one class, data below 1e-290 or above 1e290, or settings out of range. With an intercept
+    the data is moved to its middle first. Without one an offset is part of the problem: a margin that is c times
+    shorter than the samples loses c of the 1e16 that float64 resolves, which `dual_gap_` then shows. Cost: n d k and
+    the cube of the number of support vectors per pass. Sources: Wolfe (1976); Wang, Min and Wu (2023),
+    arXiv:2311.14387; for more than two classes the joint margin of Crammer and Singer (2001).
 
     >>> model = MaxMarginClassifier().fit([[0.0, 1.0], [0.0, 3.0], [2.0, 0.0], [4.0, 0.0]], [0, 0, 1, 1])
     >>> round(model.margin_, 9), model.dual_gap_ < 1e-9, model.coef_.round(9).tolist()
@@ -71,12 +76,16 @@ class MaxMarginClassifier(ClassifierMixin, BaseEstimator):
     def fit(self, X: Any, y: Any) -> MaxMarginClassifier:
         """Fit to samples `X`, (n, d), of classes `y`, (n,)."""
         self._check()
+        if not len(getattr(X, "columns", "?")):  # scikit-learn finds no dtype in a frame without columns
+            raise ValueError(
+                f"Found 0 feature(s) (shape=({len(X)}, 0)) while a minimum of 1 is required: give X one column or more."
+            )
         X, y = validate_data(self, X, y, dtype=np.float64)
         check_classification_targets(y)
         self.classes_, labels = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
             raise ValueError(
-                f"y has one class, {self.classes_[0]!r}. Rule: at least 2 classes. Give samples of another."
+                f"y has one class, {self.classes_.tolist()[0]!r}. Rule: at least 2 classes. Give samples of another."
             )
         hull, middle, unit = self._hull(X, labels)
         found = widest_margin(hull, self.tol, self.max_iter)
@@ -110,16 +119,21 @@ class MaxMarginClassifier(ClassifierMixin, BaseEstimator):
             raise ValueError(f"fit_intercept is {self.fit_intercept!r}. Rule: True or False. Take True.")
         if self.solver not in ("exact", "prgd"):
             raise ValueError(f"solver is {self.solver!r}. Rule: 'exact' or 'prgd'. Take 'exact'.")
-        if not 0 <= self.tol < 1:
-            raise ValueError(f"tol is {self.tol}. Rule: 0 <= tol < 1, a relative gap. Take 1e-9.")
-        if self.max_iter < 1:
-            raise ValueError(f"max_iter is {self.max_iter}. Rule: at least 1. Take 40000.")
+        if not (isinstance(self.tol, Real) and 0 <= self.tol < 1):
+            raise ValueError(f"tol is {self.tol!r}. Rule: a number, 0 <= tol < 1, a relative gap. Take 1e-9.")
+        if isinstance(self.max_iter, bool) or not isinstance(self.max_iter, Integral) or self.max_iter < 1:
+            raise ValueError(f"max_iter is {self.max_iter!r}. Rule: a whole number, at least 1. Take 40000.")
 
     def _hull(self, X: Any, labels: Any) -> tuple[Rows | Classes, Any, float]:
         """The problem, moved to the middle of the data (with an intercept) and scaled so that the largest norm is 1."""
+        largest = float(np.abs(X).max())
+        if largest > LARGEST:
+            raise _out_of_range("entry", largest)
         middle = X.mean(0) if self.fit_intercept else np.zeros(X.shape[1])
         moved = X - middle
         unit = float(np.abs(moved).max()) or 1.0
+        if unit < SMALLEST:
+            raise _out_of_range("entry (from the mean, with an intercept)", unit)
         moved = moved / unit
         norm = float(np.sqrt((moved * moved).sum(1).max())) or 1.0
         moved, unit = moved / norm, unit * norm
@@ -139,8 +153,11 @@ class MaxMarginClassifier(ClassifierMixin, BaseEstimator):
 
     def _margin(self, X: Any, labels: Any) -> float:
         """That of `coef_` and `intercept_` on the data as given."""
-        size = float(np.linalg.norm(self.coef_))
-        scores = X @ self.coef_.T + self.intercept_
+        # relative to the largest coefficient, whose square may be no float
+        largest = float(np.abs(self.coef_).max()) or 1.0
+        coef = self.coef_ / largest
+        size = float(np.linalg.norm(coef))
+        scores = X @ coef.T + self.intercept_ / largest
         if len(self.classes_) == 2:
             least = np.where(labels == 1, scores[:, 0], -scores[:, 0]).min()
             return float(least) / size if size > 0 else 0.0
@@ -195,3 +212,10 @@ def _least_loss(hull: Rows | Classes) -> Vector:
         return loss.log_loss, -loss.point
 
     return minimize(value, np.zeros(hull.dim), jac=True, method="L-BFGS-B", options={"maxiter": 1000}).x
+
+
+def _out_of_range(what: str, value: float) -> ValueError:
+    return ValueError(
+        f"the largest {what} of X is {value:.3g}. Rule: from {SMALLEST} to {LARGEST}, so that coefficients are floats. "
+        f"Change the unit: divide X by {value:.3g}."
+    )
