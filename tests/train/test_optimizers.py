@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from flatwing.optim import IRE, LITE, AdamMini, BlockRows, GradPower, Shell
-from flatwing.train import OPTIMIZERS, ByteLM
+from flatwing.train import OPTIMIZERS, ByteLM, DigitsMLP
 from flatwing.train.optimizers import REFUSED, make_optimizer
 
 
@@ -134,3 +134,36 @@ def test_lite_and_adam_mini_are_made_for_the_model() -> None:
 def test_unknown_methods_and_settings_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_optimizer(small(), **{"name": "AdamW", "lr": 0.1} | settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("AdamW", {"betas": 3}),
+        ("AdamW", {"betas": [0.9]}),
+        ("AdamW", {"betas": [0.9, 0.99, 0.999]}),
+        ("AdamW", {"eps": "small"}),
+        ("AdamW", {"betas": [0.9, 2.0]}),
+        ("SGD", {"momentum": []}),
+        ("Muon", {"ns_steps": "x"}),
+        ("AdamMini", {"betas": 1}),
+        ("LITE", {"momentum": "x"}),
+    ],
+)
+def test_options_that_cannot_work_are_refused_by_name(name: str, options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"(?s){name} cannot work with {next(iter(options))}=.*Correct"):
+        make_optimizer(DigitsMLP(width=4), name, 1e-3, options=options)
+
+
+def test_options_that_work_are_tried_without_a_trace() -> None:
+    model = DigitsMLP(width=4)
+    before, state = [p.clone() for p in model.parameters()], torch.get_rng_state()
+    for name, options in (("AdamW", {"betas": [0.9, 0.95]}), ("Muon", {"ns_steps": 3}), ("AdamMini", {"eps": 1e-6})):
+        make_optimizer(model, name, 1e-3, options=options)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
+
+
+def test_settings_of_a_method_of_the_wrong_type_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"ire cannot work with \{'kappa': 'x'\}"):
+        make_optimizer(DigitsMLP(width=4), "AdamW", 1e-3, methods={"ire": {"kappa": "x"}})

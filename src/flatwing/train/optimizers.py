@@ -69,8 +69,8 @@ def make_optimizer(
     its source. Beside Muon it is for what AdamW takes. `methods` go around the optimizer, by name in small letters with
     their settings, {"ire": {"kappa": 3.0}}; see `AROUND`.
 
-    Raises `ValueError` for an unknown name, one that `fit` cannot drive, settings that do not exist, or a model without
-    trainable parameters.
+    Raises `ValueError` for an unknown name, one that `fit` cannot drive, settings that do not exist, options with which
+    it cannot make a step, or a model without trainable parameters.
 
     >>> optimizer = make_optimizer(nn.Linear(2, 2), "Muon", 1e-3)
     >>> [type(member).__name__ for member in optimizer.members]
@@ -82,8 +82,11 @@ def make_optimizer(
     kind, options = OPTIMIZERS[name], dict(options or {})
     make = cast(Callable[..., Optimizer], kind)
     _check(kind, name, weight_decay, options, methods or {})
-    if not any(p.requires_grad for p in model.parameters()):
+    params = [p for p in model.parameters() if p.requires_grad]
+    if not params:
         raise ValueError(f"{type(model).__name__} has no parameter that requires grad. Unfreeze what shall be trained.")
+    if options:
+        _rehearse(kind, name, lr, options, params[0])
     if name == "AdamMini":
         if blockwise is not None:
             raise ValueError("AdamMini has no learning rates by block here. Take AdamW, or leave out blockwise.")
@@ -109,7 +112,12 @@ def make_optimizer(
         optimizer = BlockRows(optimizer, model)
     for method, wrapper in AROUND.items():
         if methods is not None and method in methods:
-            optimizer = cast(Any, wrapper)(optimizer, **methods[method])
+            try:
+                optimizer = cast(Any, wrapper)(optimizer, **methods[method])
+            except (TypeError, AttributeError) as error:
+                raise ValueError(
+                    f"{method} cannot work with {dict(methods[method])}: {error}. Correct them."
+                ) from error
     return optimizer
 
 
@@ -131,6 +139,19 @@ def _check(
             raise ValueError(f"{name} has no option {option!r}. Known: {names}.")
     for method, settings in methods.items():
         _require_settings(method, list(inspect.signature(AROUND[method]).parameters)[1:], settings)
+
+
+def _rehearse(kind: type[Optimizer], name: str, lr: float, options: Mapping[str, Any], like: torch.Tensor) -> None:
+    """Make one step of a matrix of 16 numbers: torch looks at some options then only, and its words are of no help."""
+    layer = nn.utils.skip_init(nn.Linear, 4, 4, bias=False)  # which draws no random number
+    layer.weight = weight = nn.Parameter(torch.eye(4, device=like.device, dtype=like.dtype))
+    weight.grad = weight.detach().clone()
+    try:
+        optimizer = cast(Any, kind)(layer if name == "AdamMini" else [weight], lr=lr, **options)
+        optimizer.step()
+    except Exception as error:  # of any class: it was written for those who read the source
+        told = ", ".join(f"{key}={value!r}" for key, value in options.items())
+        raise ValueError(f"{name} cannot work with {told}: {error}. Correct them, or leave them out.") from error
 
 
 def _split(model: nn.Module, weight_decay: float) -> tuple[Groups, Groups] | None:
