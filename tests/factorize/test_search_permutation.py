@@ -281,3 +281,14 @@ def test_nothing_heavy_is_imported_before_it_is_needed() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
     assert done.stdout.strip() == "[]"
+
+
+def test_exchanges_repair_what_clusters_left() -> None:
+    generator = torch.Generator().manual_seed(4)  # in this noise both trees put clusters under wrong parents
+    ordered = transforms.random_orthogonal(32, generator=generator).dense()
+    noise = torch.randn(ordered.shape, dtype=ordered.dtype, generator=generator)
+    ordered = ordered + 0.1 * ordered.norm() / noise.norm() * noise
+    rows, columns = (torch.randperm(32, generator=generator) for _ in range(2))
+    result = factorize(ordered[rows][:, columns], "butterfly(32)", perm="search")
+    assert result.permutation.endswith(" and exchanges")
+    assert result.certificate.error <= 1.01 * factorize(ordered, "butterfly(32)").certificate.error
