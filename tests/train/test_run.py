@@ -163,10 +163,31 @@ def test_what_makes_a_long_run_doubtful_is_said_before_it(tmp_path: Path) -> Non
     said: list[str] = []
     recipe = short("run.steps=1", "run.batch_size=1300")
     outcome = run_recipe(recipe, tmp_path / "run", say=said.append)
-    assert [line.split(" for ")[0] for line in said] == ["schedule.warmup is 2", "run.batch_size is 1,300"]
+    assert [line.split(" for ")[0] for line in said] == ["schedule.warmup is 2", "batches are of 1,300"]
     assert outcome.result is not None
     assert outcome.result["summary"][-2:] == said
     assert make_parts(short()).notes == ()
+
+
+def test_batches_grow_in_stages_and_each_epoch_sees_each_sample_once(tmp_path: Path) -> None:
+    recipe = short("run.batch_stages=[[0, 100], [500, 400]]", "run.epochs=2", "run.micro_batch=100")
+    parts = make_parts(recipe)
+    assert parts.sizes == (*(100,) * 5, *(400,) * 5, 16)  # 2 * 1258 samples
+    assert parts.starts[:7] == (0, 100, 200, 300, 400, 500, 900)
+    whole = run_recipe(recipe, tmp_path / "whole")
+    run_recipe(recipe, tmp_path / "two", callbacks=[StopAfter(6)])
+    again = run_recipe(recipe, tmp_path / "two")
+    assert whole.result is not None
+    assert again.result is not None
+    assert again.result["metrics"] == whole.result["metrics"]
+    assert "11 steps of 229 samples on average" in whole.result["summary"][0]
+    plain = run_recipe(short("run.batch_stages=[[0, 64]]"), tmp_path / "plain").result
+    usual = run_recipe(short(), tmp_path / "usual").result
+    assert plain is not None
+    assert usual is not None
+    assert plain["metrics"] == usual["metrics"]  # one stage is a batch size
+    late = make_parts(short("run.batch_stages=[[0, 64], [9999, 128]]"))
+    assert late.notes == ("run.batch_stages go to 128 at 9,999 samples: this run ends at 512.",)
 
 
 def test_epochs_are_steps_over_the_training_samples() -> None:
@@ -181,6 +202,8 @@ def test_epochs_are_steps_over_the_training_samples() -> None:
         ("data.name=python", "model 'digits-mlp' is for 'classification', data 'python' are 'lm'"),
         ("data.sede=1", "unknown option of data 'digits' 'sede', did you mean 'seed'"),
         ("run.batch_size=0", "run.batch_size is 0"),
+        ("run.batch_stages=[[5, 64]]", r"stages begin at \[5\] samples. Rule: at 0"),
+        ("run.batch_stages=[[0, 0]]", "batch size from 0 samples on is 0"),
         ("run.threads=0", "run.threads is 0"),
         ("run.device=tpu", "run.device is 'tpu'. Rule: auto, cpu"),
         ("run.precision=fp8", "unknown precision 'fp8'"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from math import ceil
 from typing import final
 
@@ -10,6 +12,7 @@ import torch
 from torch import nn
 
 from ..data import Dataset, open_data
+from ..optim import BatchSizeSchedule
 from .callbacks import Callback, DivergenceGuard
 from .loop import check_plan
 from .models import Model, build_model, sizes_for
@@ -21,16 +24,27 @@ from .recipe import Recipe
 @final
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What a recipe describes, made: data, the untrained model on its device, the number of steps, and the methods.
+    """What a recipe describes, made: data, the untrained model on its device, sizes of the steps, and the methods.
 
     `methods` are those that work between the steps. `notes` are what a user should know before a long run.
     """
 
     data: Dataset
     model: Model
-    steps: int
+    sizes: tuple[int, ...]
+    """The batch size of each step."""
     methods: tuple[Callback, ...] = ()
     notes: tuple[str, ...] = ()
+
+    @property
+    def steps(self) -> int:
+        """The number of steps."""
+        return len(self.sizes)
+
+    @property
+    def starts(self) -> tuple[int, ...]:
+        """The number of samples that were seen before each step."""
+        return tuple(accumulate(self.sizes, initial=0))[:-1]
 
 
 def make_parts(recipe: Recipe, device: torch.device | None = None) -> Parts:
@@ -46,7 +60,8 @@ def make_parts(recipe: Recipe, device: torch.device | None = None) -> Parts:
         torch.manual_seed(run.seed)
         model = build_model(recipe.model.name, sizes).to(device or "cpu")
     count = data.sizes["train"]
-    steps = run.steps if run.steps is not None else ceil((run.epochs or 0) * count / run.batch_size)
+    batches = _batch_sizes(recipe, count)
+    steps = len(batches)
     plan = {
         "steps": steps, "lr": recipe.optimizer.lr, "weight_decay": recipe.optimizer.weight_decay,
         "schedule": recipe.schedule.name, "warmup": recipe.schedule.warmup, "floor": recipe.schedule.floor,
@@ -55,7 +70,7 @@ def make_parts(recipe: Recipe, device: torch.device | None = None) -> Parts:
     }  # fmt: skip
     check_plan(plan, evaluated=True)
     optimizer_of(recipe, model)  # the loop makes its own, after the model was sharded
-    return Parts(data, model, steps, methods, (*data.notes, *_notes(recipe, steps, count)))
+    return Parts(data, model, batches, methods, (*data.notes, *_notes(recipe, batches, count)))
 
 
 def optimizer_of(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
@@ -66,6 +81,22 @@ def optimizer_of(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
     return make_optimizer(
         model, part.name, part.lr, part.weight_decay, part.options, blockwise=part.blockwise, methods=chosen
     )
+
+
+def _batch_sizes(recipe: Recipe, samples: int) -> tuple[int, ...]:
+    """The batch size of each step; of a run in stages the last one is cut where its epochs end."""
+    run = recipe.run
+    if run.batch_stages is None:
+        steps = run.steps if run.steps is not None else ceil((run.epochs or 0) * samples / run.batch_size)
+        return (run.batch_size,) * steps
+    total = None if run.epochs is None else max(1, round(run.epochs * samples))
+    schedule = BatchSizeSchedule([(start, size) for start, size in run.batch_stages], micro=1, total=total)
+    sizes: list[int] = []
+    seen = 0
+    while (run.steps is None or len(sizes) < run.steps) and (size := schedule.batch_size(seen)):
+        sizes.append(size)
+        seen += size
+    return tuple(sizes)
 
 
 def _methods(recipe: Recipe) -> tuple[Callback, ...]:
@@ -79,12 +110,14 @@ def _methods(recipe: Recipe) -> tuple[Callback, ...]:
     return tuple(methods)
 
 
-def _notes(recipe: Recipe, steps: int, samples: int) -> list[str]:
+def _notes(recipe: Recipe, batches: Sequence[int], samples: int) -> list[str]:
     notes: list[str] = []
-    if (warmup := recipe.schedule.warmup) > steps > 0:
-        notes.append(
-            f"schedule.warmup is {warmup:,} for {steps:,} steps: the learning rate never reaches its full height."
-        )
-    if (batch := recipe.run.batch_size) > samples:
-        notes.append(f"run.batch_size is {batch:,} for {samples:,} training samples: steps see some of them twice.")
+    warmup, steps, largest = recipe.schedule.warmup, len(batches), max(batches, default=0)
+    if warmup > steps > 0:
+        notes.append(f"schedule.warmup is {warmup:,} for {steps:,} steps: lr never reaches its full height.")
+    if largest > samples:
+        notes.append(f"batches are of {largest:,} for {samples:,} training samples: steps see some of them twice.")
+    for start, size in recipe.run.batch_stages or ():
+        if start >= sum(batches):
+            notes.append(f"run.batch_stages go to {size:,} at {start:,} samples: this run ends at {sum(batches):,}.")
     return notes

@@ -88,14 +88,17 @@ class GuardPart:
 class RunPart:
     """[run]: length in steps or epochs, sizes of batches in samples, and everything else that is not mathematics.
 
-    `batch_size` is that of all ranks together. `parallel` says how several ranks work; a process alone needs nothing.
-    `checkpoint_every` steps the run is saved, so that a kill loses no more; by default each time it is scored, and not
-    less often than each twentieth of the run; 0 is at the end only.
+    `batch_size` is that of all ranks together. With `batch_stages` = [[0, 64], [10000, 256]] it is 64 until 10 000
+    samples were seen, texts for language models, and 256 from then on, and `batch_size` is not used; learning rates
+    follow the steps as ever. See `flatwing.optim.batch_size` for when to switch. `parallel` says how several ranks
+    work; a process alone needs nothing. `checkpoint_every` steps the run is saved, so that a kill loses no more; by
+    default each time it is scored, and not less often than each twentieth of the run; 0 is at the end only.
     """
 
     steps: int | None = None
     epochs: float | None = None
     batch_size: int = 32
+    batch_stages: list[list[int]] | None = None
     micro_batch: int | None = None
     precision: str = "fp32"
     clip: float = 1.0
@@ -203,6 +206,9 @@ def parse_recipe(table: Mapping[str, Any]) -> Recipe:
         if value is not None and value < least:
             rule = "not negative" if name in ("steps", "epochs") else "a whole number, at least 1"
             raise ValueError(f"run.{name} is {value}. Rule: {rule}. Write run.{name}={max(least, 1)}.")
+    if run.batch_stages is not None and not (run.batch_stages and all(len(stage) == 2 for stage in run.batch_stages)):
+        rule = "Rule: pairs of samples seen and batch size. Write [[0, 64], [10000, 256]]."
+        raise ValueError(f"run.batch_stages is {run.batch_stages}. {rule}")
     if not 0 <= run.seed < SEEDS:
         raise ValueError(f"run.seed is {run.seed}. Rule: a whole number from 0 to {SEEDS - 1}. Write run.seed=0.")
     return recipe
@@ -276,6 +282,10 @@ def _typed(hint: Any, value: Any, path: str) -> Any:
         hint = next(kind for kind in get_args(hint) if kind is not type(None))
     if is_dataclass(hint):
         return _parse(hint, value, path)  # type: ignore[arg-type]
+    if get_origin(hint) is list:
+        if type(value) is not list:
+            raise ValueError(f"{path} is {value!r}. Rule: a list, [...].")
+        return [_typed(get_args(hint)[0], entry, f"{path}[{place}]") for place, entry in enumerate(value)]
     if get_origin(hint) is dict:
         if not isinstance(value, Mapping):
             raise ValueError(f"{path} is {value!r}. Rule: a table. Write [{path}].")

@@ -15,6 +15,7 @@ from typing import Any, final
 import torch
 
 from ..core.machine import __version__
+from ..data import visits
 from .callbacks import Callback, StopOnSignal
 from .distributed import first_alone, group, launched, rank, whole_weights
 from .evaluate import measure
@@ -101,7 +102,8 @@ def _run(
     first = rank() == 0
     # FSDP changes the class of the model that it shards
     alone = twin(model) if launched() and run.parallel == "fsdp" else model
-    per_step = run.batch_size * (data.shape[0] if data.task == "lm" else 1)
+    starts = parts.starts
+    per_step = round(sum(parts.sizes) / max(1, parts.steps)) * (data.shape[0] if data.task == "lm" else 1)
     stopper = StopOnSignal() if threading.current_thread() is threading.main_thread() else nullcontext()
     started = perf_counter()
 
@@ -117,7 +119,7 @@ def _run(
             hooks.append(stop)
         metrics = fit(
             model,
-            lambda step, generator: data.indices(step, run.batch_size, run.seed),
+            lambda step, generator: visits(starts[step], parts.sizes[step], data.sizes["train"], run.seed),
             fetch=lambda rows: to_device(data.take(rows), device),
             steps=parts.steps,
             lr=recipe.optimizer.lr,
@@ -187,9 +189,10 @@ def _result(
     told = f"loss {test['loss']['value']:.4f} ± {test['loss']['stderr']:.4f} nats"
     if parts.data.task == "classification":
         told += f", accuracy {test['accuracy']['value']:.2%} ± {test['accuracy']['stderr']:.2%}"
+    average = "" if len(set(parts.sizes)) < 2 else " on average"
     summary = [
         f"{recipe.model.name} ({count:,} parameters) was trained on {parts.data.name} for {parts.steps:,} steps of "
-        f"{per_step:,} {unit} with {recipe.optimizer.name}.",
+        f"{per_step:,} {unit}{average} with {recipe.optimizer.name}.",
         f"On {test['samples']:,} test samples: {told}. These are {kept}.",
         *parts.notes,
     ]
