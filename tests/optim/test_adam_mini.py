@@ -188,7 +188,7 @@ def test_refusals() -> None:
     with pytest.raises(ValueError, match=r"a parameter of shape \(3, 3\) is in no block"):
         AdamMini([nn.Parameter(torch.zeros(3, 3))], blocks=classify_blocks(model))
     for name, value in [("lr", -1.0), ("eps", float("nan")), ("weight_decay", float("inf"))]:
-        with pytest.raises(ValueError, match=rf"{name} is {value}\. Rule: a finite number, at least 0"):
+        with pytest.raises(ValueError, match=rf"{name} is {value}\. Rule: a number, at least 0"):
             AdamMini(model, **{name: value})
     with pytest.raises(ValueError, match=r"betas is \(0\.9, 1\.0\)\. Rule: two numbers in \[0, 1\)"):
         AdamMini(model, betas=(0.9, 1.0))
@@ -314,3 +314,15 @@ def test_shards_by_column_are_reduced() -> None:
     )
     assert messages[1].startswith("mlp.experts is placed as _StridedShard")
     assert len(messages) == 2
+
+
+def test_named_parameters_have_a_number_per_row_and_no_heads() -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 16)
+    optimizer = AdamMini(layer.named_parameters(), lr=1e-3)
+    layer(torch.ones(1, 3, 8)).square().mean().backward()
+    optimizer.step()
+    shapes = {name: tuple(optimizer.state[p]["exp_avg_sq"].shape) for name, p in layer.named_parameters()}
+    assert shapes["self_attn.in_proj_weight"] == (24, 1)
+    assert shapes["linear1.weight"] == (16, 1)
+    assert shapes["linear1.bias"] == shapes["norm1.weight"] == ()
+    assert optimizer.param_groups[0]["param_names"] == list(shapes)

@@ -2,6 +2,8 @@
 
 import copy
 import pickle
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -148,3 +150,50 @@ def test_a_copy_steps_by_itself_though_a_scheduler_watched_the_original(duplicat
     twin.step()
     scheduler.step()  # a warning, if the copy's steps were not noticed
     assert twin.param_groups[0]["lr"] == pytest.approx(0.01)
+
+
+USER = """
+import torch
+from flatwing.optim import *
+from flatwing.optim import BatchSizeSchedule, Late
+base = lambda: torch.optim.AdamW([torch.nn.Parameter(torch.zeros(2))])
+model = torch.nn.Linear(2, 2)
+for make in (
+    lambda: IRE(base(), kappa="3"), lambda: IRE(base(), gamma=None), lambda: IRE(base(), seed="x"),
+    lambda: IRE(torch.optim.AdamW), lambda: GradPower(base(), p="a"), lambda: GradPower(base(), unit="a"),
+    lambda: SAM(base(), rho="a"), lambda: ASAM(base(), eta="a"), lambda: Late(SAM(base()), 2.5),
+    lambda: late([0.1] * 4, share="a"), lambda: late([0.1] * 4, "a"), lambda: blockwise_lr(model, "a"),
+    lambda: classify_blocks(3), lambda: classify_blocks(model, [("(", "ffn")]),
+    lambda: classify_blocks(model, {"weight": "ffn"}), lambda: classify_blocks(model, ["weight"]),
+    lambda: classify_blocks(model, [("weight", 3)]), lambda: group_by_name(model, ["weight"]),
+    lambda: group_by_name(model, [("(", {})]), lambda: group_by_name(3, [("", {})]),
+    lambda: group_by_name(model, [("", 3)]), lambda: muon_groups(3), lambda: weight_decay_groups(model, "a"),
+    lambda: BatchSizeSchedule([(0, 64.5)], 8), lambda: BatchSizeSchedule([(0, 8)], 2.5),
+    lambda: BatchSizeSchedule([(0, 8)], 8, 9.5), lambda: BatchSizeSchedule([3], 8),
+    lambda: AdamMini(model, lr="a"), lambda: AdamMini(model, betas=0.9),
+):
+    try:
+        make()
+        print("accepted")
+    except ValueError as error:
+        print(error)
+"""
+
+
+def test_wrong_types_are_refused_by_name_without_checked_types() -> None:
+    done = subprocess.run([sys.executable, "-c", USER], capture_output=True, text=True, check=True)
+    lines = done.stdout.splitlines()
+    assert len(lines) == USER.count("lambda: ") - 1
+    assert all("Rule: " in line or "Known: " in line for line in lines), lines
+    assert "a batch size is 64.5. Rule: a whole number, such as 64. Nearest good value: 64." in lines
+    assert lines[0].startswith("kappa is '3'. Rule: a number, at least 0.0")
+    assert lines[3].startswith("got the class AdamW. Rule: a torch.optim.Optimizer")
+
+
+def test_everything_public_is_listed_and_starred() -> None:
+    room = sys.modules["flatwing.optim"]
+    public = {name for name, value in vars(room).items() if name[0] != "_" and not isinstance(value, ModuleType)}
+    assert public - {"TYPE_CHECKING", "Any"} <= set(room.__all__)
+    assert "MaxMarginClassifier" in room.__all__
+    assert set(room.__all__) <= set(dir(room))
+    assert all(getattr(room, name) is not None for name in room.__all__)

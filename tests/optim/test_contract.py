@@ -297,4 +297,6 @@ def test_methods_are_listed() -> None:
 
     listed = list_optimizers()
     assert all(isinstance(method, Method) for method in listed)
-    assert {"IRE", "GradPower", "SAM", "ASAM", "PRGD", "LITE", "Adam-mini", "Blockwise LR"} <= {method.name for method in listed}
+    assert {"IRE", "GradPower", "SAM", "ASAM", "PRGD", "LITE", "AdamMini", "blockwise_lr"} <= {
+        one.name for one in listed
+    }

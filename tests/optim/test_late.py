@@ -7,6 +7,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -81,7 +82,7 @@ def test_the_first_group_that_learns_counts() -> None:
 def test_clear_words_for_what_cannot_be() -> None:
     optimizer, scheduler = scheduled(lambda o: lr_scheduler.StepLR(o, 10))
     for share in (-0.1, 1.1, math.nan):
-        with pytest.raises(ValueError, match=r"share is .* between 0"):
+        with pytest.raises(ValueError, match=r"share is .* from 0.0 to 1.0"):
             late([0.1], share=share)
     for rates in ([0.1, -0.1], [0.1, math.nan], [0.0, 0.0], []):
         with pytest.raises(ValueError, match="learning rates sum to"):
@@ -224,3 +225,11 @@ def test_the_eigenvalue_is_that_of_the_whole_hessian(benchmark: ModuleType) -> N
     hessian = torch.autograd.functional.hessian(loss, flat)
     top = torch.linalg.eigvalsh(hessian)[-1].item()
     assert benchmark.sharpness(model, x, y) == pytest.approx(top, rel=1e-3)
+
+
+@pytest.mark.parametrize("kind", [np.array, torch.tensor])
+def test_vectors_of_rates_are_rates(kind: Callable[[Any], Any]) -> None:
+    rates = [0.1] * 50 + [0.01] * 50
+    assert late(kind(rates)) == late(rates) == 42
+    with pytest.raises(ValueError, match=r"shape \(1, 100\)"):
+        late(kind([rates]))

@@ -287,13 +287,21 @@ def test_settings_are_checked(setting: dict[str, Any], words: str) -> None:
         LITE(parameters(), **setting)
 
 
-def test_made_for_a_model_it_leaves_vectors_to_adamw() -> None:
-    model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))
+def test_made_for_a_model_it_takes_hidden_matrices_and_leaves_the_rest_to_the_base() -> None:
+    model = nn.ModuleDict({"embed": nn.Embedding(5, 4), "layer": nn.TransformerEncoderLayer(4, 2, 8)})
+    model["head"] = nn.Linear(4, 5)
     made = METHODS["LITE"].make(model, torch.optim.SGD, lr=0.01, chi=1.5)
     assert isinstance(made, Shell)
-    assert [type(member).__name__ for member in made.members] == ["LITE", "AdamW"]
+    assert [type(member).__name__ for member in made.members] == ["LITE", "SGD"]
     assert made.param_groups[0]["chi"] == 1.5
-    assert len(made.param_groups[1]["params"]) == 3
+    assert made.param_groups[0]["param_names"][0] == "layer.self_attn.in_proj_weight"
+    assert {"embed.weight", "head.weight", "layer.norm1.weight"} <= set(made.param_groups[1]["param_names"])
+
+
+def test_made_for_a_model_whose_names_say_nothing_it_takes_all_matrices() -> None:
+    model = nn.ParameterDict({"a": nn.Parameter(torch.eye(3)), "b": nn.Parameter(torch.ones(3))})
+    made = METHODS["LITE"].make(model, torch.optim.SGD, lr=0.01)
+    assert [group["param_names"] for group in made.param_groups] == [["a"], ["b"]]
 
 
 def on_ranks(rank: int, world: int, settings: dict[str, Any], dim: int) -> list[torch.Tensor]:

@@ -44,6 +44,52 @@ from .tails import diagnose as diagnose
 if TYPE_CHECKING:
     from .max_margin import MaxMarginClassifier as MaxMarginClassifier
 
+__all__ = [
+    "ASAM",
+    "IRE",
+    "LITE",
+    "METHODS",
+    "PRGD",
+    "SAM",
+    "AdamMini",
+    "BatchSizeSchedule",
+    "BlockRows",
+    "Blocks",
+    "GradPower",
+    "Groups",
+    "Homogeneity",
+    "LITEAdam",
+    "Late",
+    "MaxMargin",
+    "MaxMarginClassifier",
+    "Method",
+    "Shell",
+    "Tails",
+    "Wrapper",
+    "block_sharpness",
+    "blockwise_lr",
+    "blockwise_schedule",
+    "classify_blocks",
+    "degree_of",
+    "diagnose",
+    "dual_bound",
+    "group_by_name",
+    "homogeneity",
+    "late",
+    "list_optimizers",
+    "log_margin_loss",
+    "muon_groups",
+    "perturbed",
+    "ratios_of",
+    "sam_backward",
+    "weight_decay_groups",
+    "widest_margin",
+]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
 
 def __getattr__(name: str) -> Any:
     if name == "MaxMarginClassifier":  # here, because scikit-learn is slow to import

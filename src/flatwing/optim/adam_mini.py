@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,8 @@ from torch import nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from .blocks import Blocks, classify_blocks
+from .blocks import Blocks, Entry, Part, classify_blocks
+from .check import require_number
 from .groups import make_group
 from .partition import mean_squares, partition_of, spread
 from .registry import Method, add
@@ -42,7 +43,8 @@ class AdamMini(Optimizer):
     """Adam with decoupled weight decay and far fewer second moments: one per part of each tensor, not one per weight.
 
     Args:
-        params: the model, or parameter groups of it, for instance of `blockwise_lr`.
+        params: the model, or parameter groups of it, for instance of `blockwise_lr`; or `model.named_parameters()`,
+            where heads are not known, so that each row of a matrix has a number.
         lr: learning rate: the change of a weight per step where the gradient is steady, as in AdamW.
         betas: decay per step of the running means of the gradient and of the mean square of the part's gradients.
         eps: added to the root of the second moment; unit of a gradient.
@@ -85,6 +87,9 @@ class AdamMini(Optimizer):
                     raise ValueError(f"{name} is complex. Rule: real. Take torch.view_as_real, or AdamW for it.")
             blocks = classify_blocks(params) if blocks is None else blocks
             params = [make_group((entry.name, entry.parameter) for entry in blocks)]
+        params = list(params)
+        if blocks is None and params and all(isinstance(one, tuple) and len(one) == 2 for one in params):
+            blocks = _by_shape(params)
         if blocks is None:
             raise ValueError(
                 "blocks is None. Rule: heads and rows must be known. Pass the model instead of its parameters, "
@@ -180,20 +185,31 @@ class AdamMini(Optimizer):
         return {**super().__getstate__(), "partitions": self.partitions, "skipped": self.skipped}
 
 
+def _by_shape(named: Iterable[tuple[str, nn.Parameter]]) -> Blocks:
+    """What can be told without the model: matrices have rows, and no heads; all else is whole."""
+    return Blocks(
+        tuple(
+            Entry(name, (), p, 0, (Part("ffn" if p.ndim == 2 else "other", 0, p.shape[0] if p.ndim else 1),), "shape")
+            for name, p in named
+        )
+    )
+
+
 def _check(group: Mapping[str, Any]) -> None:
-    lr, eps, decay = float(group["lr"]), group["eps"], group["weight_decay"]
-    for name, value in (("lr", lr), ("eps", eps), ("weight_decay", decay)):
-        if not 0 <= value < math.inf:
-            raise ValueError(f"{name} is {value}. Rule: a finite number, at least 0. {_COMMON[name]}")
-    if len(group["betas"]) != 2 or not all(0 <= beta < 1 for beta in group["betas"]):
-        raise ValueError(f"betas is {group['betas']}. Rule: two numbers in [0, 1). Common: (0.9, 0.999).")
+    lr, eps, decay = group["lr"], group["eps"], group["weight_decay"]
+    lr = float(lr) if isinstance(lr, torch.Tensor) else lr
+    for name, value, good in (("lr", lr, 1e-3), ("eps", eps, 1e-8), ("weight_decay", decay, 1e-2)):
+        require_number(name, value, 0.0, good=good)
+    betas = group["betas"]
+    if not (isinstance(betas, Sequence) and len(betas) == 2):
+        raise ValueError(f"betas is {betas!r}. Rule: two numbers in [0, 1). Common: (0.9, 0.999).")
+    for beta in betas:
+        require_number("an entry of betas", beta, 0.0, math.nextafter(1, 0), good=0.999)
 
-
-_COMMON = {"lr": "Common: 0.001.", "eps": "Common: 1e-8.", "weight_decay": "Common: 0.01."}
 
 add(
     Method(
-        name="Adam-mini",
+        name="AdamMini",
         summary="Adam with one second moment per head, per output row or per vector",
         paper="Zhang et al. 2024, Adam-mini: Use Fewer Learning Rates To Gain More, arXiv:2406.16793",
         lr_unit="change of a weight per step where the gradient is steady, as in AdamW",

@@ -10,6 +10,8 @@ from typing import Any, final
 import numpy as np
 from torch.optim import Optimizer
 
+from .check import require_number
+
 Stage = tuple[int, int]  # from this many samples on, this batch size
 POWERS = {"none": 0.0, "sqrt": 0.5, "linear": 1.0}
 
@@ -87,6 +89,13 @@ class BatchSizeSchedule:
         rank: int = 0,
         world: int = 1,
     ) -> None:
+        for stage in stages:
+            if not (isinstance(stage, Sequence) and len(stage) == 2):
+                raise ValueError(f"a stage is {stage!r}. Rule: (samples seen, batch size). Write [(0, 64), ...].")
+            for name, number in zip(("the start of a stage", "a batch size"), stage, strict=True):
+                require_number(name, number, -np.inf, good=64, whole=True)
+        for name, number in {"micro": micro, "total": micro if total is None else total}.items():
+            require_number(name, number, -np.inf, good=64, whole=True)
         self.stages = tuple((int(start), int(batch)) for start, batch in stages)
         starts = [start for start, _ in self.stages]
         if not starts or starts[0] != 0 or starts != sorted(set(starts)):

@@ -15,6 +15,7 @@ from torch.nn.parameter import is_lazy
 from typing_extensions import override
 
 from ..nn import StructuredLayer
+from .check import require_model, require_rules
 from .roles import BLOCK_OF, FUSED, Site, heads_of, is_linear, role_of, sites, word
 
 BLOCKS = ("emb", "head", "norm", "qk", "vo", "ffn", "other")
@@ -142,9 +143,11 @@ def classify_blocks(model: nn.Module, rules: Rules | None = None) -> Blocks:
     split by rows: self_attn.in_proj_weight into qk, vo
     split by rows: self_attn.in_proj_bias into qk, vo
     """
+    require_model(model)
+    require_rules(rules or (), "[('embed', 'emb')]")
     rules = list(rules or ())
     for _, block in rules:
-        if block not in FUSED:
+        if not (isinstance(block, str) and block in FUSED):
             _require_block(block)
     places: dict[nn.Parameter, list[Site]] = defaultdict(list)
     for site in sites(model):
@@ -174,7 +177,7 @@ def nearest(pattern: str, names: Sequence[str]) -> str:
 
 def _require_block(block: str) -> None:
     if block not in BLOCKS:
-        close = difflib.get_close_matches(block, (*BLOCKS, *FUSED), n=1)
+        close = difflib.get_close_matches(str(block), (*BLOCKS, *FUSED), n=1)
         hint = f"Did you mean {close[0]!r}? " if close else ""
         raise ValueError(f"unknown block {block!r}. {hint}Known: {', '.join(BLOCKS)}.")
 

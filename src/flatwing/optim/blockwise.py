@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from .block_rows import BlockRows
 from .blocks import Blocks, Entry, Rules, classify_blocks
+from .check import require_number
 from .curvature import Forward
 from .groups import Groups, make_group
 from .registry import Method, add
@@ -130,7 +131,8 @@ def ratio_table(
     for block, ratio in ratios.items():
         if block not in PUBLISHED:
             raise ValueError(f"ratios has the block {block!r}. Known: {', '.join(PUBLISHED)}.")
-        if not 0 < ratio < math.inf:
+        require_number(f"the ratio of {block}", ratio, -math.inf, good=1.0)
+        if ratio <= 0:
             raise ValueError(f"the ratio of {block} is {ratio}. Rule: a finite number above 0. Freeze a block instead.")
     if absent := [block for block in present if block not in ratios]:
         raise ValueError(
@@ -140,10 +142,9 @@ def ratio_table(
     return {block: float(ratios[block]) for block in present}
 
 
-def _check(lr: float, weight_decay: float | None, decouple_wd: bool, fused: str) -> None:
+def _check(lr: Any, weight_decay: Any, decouple_wd: bool, fused: str) -> None:
     for name, value in {"lr": lr, "weight_decay": weight_decay or 0.0}.items():
-        if not 0 <= value < math.inf:
-            raise ValueError(f"{name} is {value}. Rule: a finite number, at least 0.")
+        require_number(name, value, 0.0, good=1e-3 if name == "lr" else 0.1)
     if decouple_wd and weight_decay is None:
         raise ValueError("decouple_wd needs weight_decay. Rule: the groups then carry it. Write weight_decay=0.1.")
     if fused not in FUSED_WAYS:
@@ -157,7 +158,7 @@ def _make(model: nn.Module, base: Callable[[Any], Optimizer], lr: float | None =
 
 add(
     Method(
-        name="Blockwise LR",
+        name="blockwise_lr",
         summary="a learning rate per block: embeddings, queries and keys, feed-forward, values and outputs, norms",
         paper="Wang et al. 2025, The Sharpness Disparity Principle in Transformers, arXiv:2502.19002",
         lr_unit="the base's, for a block of ratio 1",

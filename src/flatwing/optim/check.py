@@ -8,6 +8,8 @@ from math import inf, isnan
 from numbers import Real
 from typing import Any
 
+from torch import nn
+
 
 def require_number(
     name: str, value: Any, least: int | float, most: int | float = inf, *, good: int | float, whole: bool = False
@@ -53,3 +55,16 @@ def require_rules(rules: Any, example: str) -> None:
                 f"the regex {rule[0]!r} is wrong: {error}. Rule: what Python's `re` understands. Write "
                 f"{re.escape(rule[0])!r} for these very characters."
             ) from None
+
+
+def require_model(model: Any) -> None:
+    """Raise `ValueError` unless it is a module.
+
+    >>> require_model([nn.Parameter()])
+    Traceback (most recent call last):
+    ValueError: got a list. Rule: the model itself, a torch.nn.Module. Pass model, not its parameters.
+    """
+    if not isinstance(model, nn.Module):
+        raise ValueError(
+            f"got a {type(model).__name__}. Rule: the model itself, a torch.nn.Module. Pass model, not its parameters."
+        )

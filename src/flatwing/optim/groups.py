@@ -11,6 +11,7 @@ from torch import nn
 from typing_extensions import override
 
 from .blocks import Rules, classify_blocks, nearest
+from .check import require_model, require_number, require_rules
 from .roles import Site, role_of, sites
 
 HIDDEN = frozenset({"qk", "vo", "ffn"})  # the blocks whose matrices Muon was made for
@@ -63,7 +64,10 @@ def group_by_name(model: nn.Module, rules: Sequence[tuple[str, Mapping[str, Any]
     >>> [group["param_names"] for group in groups]
     [['0.bias', '2.bias'], ['0.weight', '2.weight']]
     """
+    require_rules(rules, "[('bias', {'weight_decay': 0.0}), ('', {})]")
     for pattern, settings in rules:
+        if not isinstance(settings, Mapping):
+            raise ValueError(f"rule {pattern!r} has {settings!r}. Rule: a dict of settings. Write {{}} for none.")
         if taken := {"params", "param_names"} & set(settings):
             raise ValueError(f"rule {pattern!r} sets {taken.pop()!r}. Rule: settings of the optimizer. Leave it out.")
     places = _places(model)
@@ -158,6 +162,7 @@ def muon_groups(
 
 
 def _places(model: nn.Module) -> dict[nn.Parameter, list[Site]]:
+    require_model(model)
     places: dict[nn.Parameter, list[Site]] = defaultdict(list)
     for site in sites(model):
         places[site.parameter].append(site)
@@ -176,6 +181,5 @@ def _is_bias(name: str) -> bool:
     return name.endswith(("bias", "bias_k", "bias_v"))  # those of stacked experts have two dimensions
 
 
-def _require_decay(weight_decay: float) -> None:
-    if not 0 <= weight_decay < float("inf"):
-        raise ValueError(f"weight_decay is {weight_decay}. Rule: a finite number, at least 0. Common: 0.1.")
+def _require_decay(weight_decay: Any) -> None:
+    require_number("weight_decay", weight_decay, 0.0, good=0.1)

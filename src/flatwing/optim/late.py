@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from math import fsum, inf
 from typing import Any, cast, final, overload
 
+import numpy as np
 import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
@@ -17,7 +18,7 @@ from .check import require_number
 from .sam import RECIPE, SharpnessAware
 from .shell import Closure, Wrapper
 
-Schedule = Sequence[float] | Callable[[int], float] | LRScheduler
+Schedule = Sequence[float] | np.ndarray | torch.Tensor | Callable[[int], float] | LRScheduler
 
 
 @overload
@@ -35,9 +36,10 @@ def late(
 
     late(schedule, steps) is a number, for `if step >= start: with perturbed(...)` in a loop, or the `start` of IRE.
     late(SAM(base), schedule, steps) is an optimizer: the base alone until then, with one gradient per step, and the
-    method after; see `Late`. The schedule is a list of learning rates, one per step of the optimizer; or a function of
-    the step, up to any factor, with the number of `steps`; or a scheduler of torch before its first step, with `steps`.
-    Of several groups the first that learns counts. A schedule that is stepped once per epoch counts in epochs.
+    method after; see `Late`. The schedule is a list or vector of learning rates, one per step of the optimizer; or a
+    function of the step, up to any factor, with the number of `steps`; or a scheduler of torch before its first step,
+    with `steps`. Of several groups the first that learns counts. A schedule that is stepped once per epoch counts in
+    epochs.
 
     Why not steps: late SAM leaves the sharp place that the base found only by moving, and after a decay there is too
     little left to move. The sum is a budget and not a law: at equal sums a higher rate does more. On digits at a
@@ -62,8 +64,7 @@ def late(
         if schedule is None or isinstance(schedule, int):
             raise ValueError("there is no schedule. Rule: late(method, schedule, steps). Pass the learning rates.")
         return Late(method, late(schedule, steps, share=share))
-    if not 0 <= share <= 1:
-        raise ValueError(f"share is {share}. Rule: between 0, never on, and 1, always on. Take 0.25.")
+    require_number("share", share, 0.0, 1.0, good=0.25)  # from never on to always on
     lrs = learning_rates(method, cast("int | None", schedule))
     total = fsum(lrs)
     if not (all(0 <= lr < inf for lr in lrs) and total > 0):
@@ -140,8 +141,12 @@ def learning_rates(schedule: Schedule, steps: int | None = None) -> list[float]:
     >>> learning_rates(scheduler, 4), scheduler.last_epoch
     ([1.0, 0.75, 0.5, 0.5], 0)
     """
-    if steps is not None and steps < 1:
-        raise ValueError(f"steps is {steps}. Rule: the length of training, at least 1.")
+    if steps is not None:
+        require_number("steps", steps, 1, good=1000, whole=True)
+    if isinstance(schedule, np.ndarray | torch.Tensor):
+        if schedule.ndim != 1:
+            raise ValueError(f"the rates have shape {tuple(schedule.shape)}. Rule: one per step, 1 dimension.")
+        schedule = cast("list[float]", schedule.tolist())
     if isinstance(schedule, ReduceLROnPlateau):
         raise ValueError("ReduceLROnPlateau depends on the course of training. Rule: rates known before. Pass a list.")
     if isinstance(schedule, Sequence):
@@ -151,6 +156,8 @@ def learning_rates(schedule: Schedule, steps: int | None = None) -> list[float]:
     if steps is None:
         raise ValueError("steps is missing. Rule: a schedule that is not a list needs a length. Pass steps=...")
     if not isinstance(schedule, LRScheduler):
+        if not callable(schedule):
+            raise ValueError(f"the schedule is a {type(schedule).__name__}. Rule: rates, or a function of the step.")
         return [float(schedule(step)) for step in range(steps)]
     # a ChainedScheduler counts in its members only
     position = max(getattr(each, "last_epoch", 0) for each in [schedule, *getattr(schedule, "_schedulers", [])])

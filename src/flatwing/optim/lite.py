@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from .groups import make_group, muon_groups
 from .polar import MARGIN, SMALLEST, Quintic, newton_schulz, polar, span
 from .registry import Method, add
 from .sharded import is_distributed
@@ -264,11 +265,14 @@ def _check(group: Mapping[str, Any]) -> None:
 
 
 def _make(model: nn.Module, base: Any, **settings: Any) -> Optimizer:
-    """LITE for the matrices of a model; vectors and others, if there are any, are left to AdamW at the same lr."""
-    params = [p for p in model.parameters() if p.requires_grad]
-    matrices, rest = [p for p in params if p.ndim == 2], [p for p in params if p.ndim != 2]
+    """LITE for the hidden matrices of a model; embeddings, heads, vectors and others are left to the base."""
+    try:
+        matrices, rest = muon_groups(model)
+    except ValueError:  # a model whose names say nothing: all matrices
+        params = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        matrices, rest = ([make_group(one for one in params if (one[1].ndim == 2) is two)] for two in (True, False))
     lite = LITE(matrices, **settings)
-    return Shell([lite, torch.optim.AdamW(rest, lr=lite.defaults["lr"])]) if rest else lite
+    return Shell([lite, base(rest)]) if any(group["params"] for group in rest) else lite
 
 
 add(
