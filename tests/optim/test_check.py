@@ -4,6 +4,7 @@ import copy
 import pickle
 import subprocess
 import sys
+from types import ModuleType
 from typing import Any
 
 import pytest

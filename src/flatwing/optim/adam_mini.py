@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import torch
@@ -201,10 +201,9 @@ def _check(group: Mapping[str, Any]) -> None:
     for name, value, good in (("lr", lr, 1e-3), ("eps", eps, 1e-8), ("weight_decay", decay, 1e-2)):
         require_number(name, value, 0.0, good=good)
     betas = group["betas"]
-    if not (isinstance(betas, Sequence) and len(betas) == 2):
+    pair = isinstance(betas, Sequence) and len(betas) == 2
+    if not (pair and all(issubclass(type(beta), Real) and 0 <= beta < 1 for beta in betas)):
         raise ValueError(f"betas is {betas!r}. Rule: two numbers in [0, 1). Common: (0.9, 0.999).")
-    for beta in betas:
-        require_number("an entry of betas", beta, 0.0, math.nextafter(1, 0), good=0.999)
 
 
 add(
