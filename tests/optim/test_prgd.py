@@ -14,8 +14,8 @@ from flatwing.optim.prgd import at, gd, normalized_gd, prgd
 
 HALF = 0.5
 THREE = np.array([[HALF, sqrt(0.75)], [HALF, -sqrt(0.75)], [HALF, sqrt(0.75)]])  # widest: (1, 0), margin 1/2
-# normal samples labelled by a random direction; here ten rows support the margin, so they determine its direction
-SPANNED = 77
+# of the random problems with seeds below 12, those in which ten rows support the margin, so that they span the data
+SPANNED = (0, 2, 4, 5, 6, 7, 8)
 
 
 def random_problem(seed: int) -> np.ndarray:
@@ -68,14 +68,47 @@ def test_the_adaptive_schedule_is_exponential_too() -> None:
     assert distances[1] < 1e-3 * distances[0]
 
 
-def test_ten_decades_where_normalized_descent_gains_one() -> None:
-    z = random_problem(SPANNED)
+def supporters(z: np.ndarray) -> int:
+    scores = z @ widest_margin(z).w
+    return int((scores <= scores.min() * (1 + 1e-9)).sum())
+
+
+def test_the_condition_is_met_by_the_problems_named() -> None:
+    assert tuple(seed for seed in range(12) if supporters(random_problem(seed)) == 10) == SPANNED
+
+
+@pytest.mark.parametrize("seed", SPANNED)
+def test_nine_decades_where_the_support_spans_and_normalized_descent_gains_three(seed: int) -> None:
+    z = random_problem(seed)
     best = widest_margin(z)
     assert best.gap < 1e-12
-    (slow,), (fast,), (frozen,) = at(normalized_gd(z), 40_000), at(prgd(z), 40_000), at(prgd(z, schedule="exp"), 4000)
-    assert error(fast, best.w) <= 1e-9
-    assert error(slow, best.w) >= 1e-3
-    assert error(frozen, best.w) > 5e-2
+    (slow,), (fast,) = at(normalized_gd(z), 40_000), at(prgd(z), 40_000)
+    assert error(fast, best.w) <= 1e-8
+    assert error(slow, best.w) >= 1e-4
+
+
+@pytest.mark.parametrize("seed", [0, 7, 8])
+def test_the_published_schedule_freezes_even_where_the_support_spans(seed: int) -> None:
+    z = random_problem(seed)
+    best = widest_margin(z).w
+    frozen, still = at(prgd(z, schedule="exp"), 4000, 8000)
+    assert error(still, best) > 1e-2
+    assert error(still, best) == pytest.approx(error(frozen, best), rel=1e-6)
+
+
+@pytest.mark.parametrize("seed", [1, 3, 9, 10, 11])
+def test_without_the_condition_it_still_beats_normalized_descent(seed: int) -> None:
+    z = random_problem(seed)
+    best = widest_margin(z).w
+    (slow,), (fast,) = at(normalized_gd(z), 20_000), at(prgd(z), 20_000)
+    assert error(fast, best) < min(1e-3, error(slow, best) / 3)
+
+
+@pytest.mark.parametrize("make", [gd, normalized_gd, prgd])
+def test_the_step_is_in_units_of_the_data(make: Callable[..., Iterator[np.ndarray]]) -> None:
+    z = random_problem(3)
+    (one,), (two,) = at(make(z), 700), at(make(1024 * z), 700)
+    np.testing.assert_allclose(two * 1024, one, rtol=1e-6)
 
 
 @pytest.mark.parametrize("pair", [(0, 1), (4, 9), (3, 8)])
@@ -94,9 +127,9 @@ def test_margins_never_pass_the_widest() -> None:
     assert all(margin(z, w) <= widest * (1 + 1e-12) for w in islice(prgd(z), 150, 3000, 50))
 
 
-@pytest.mark.parametrize("schedule", ["adaptive", "exp", "poly"])
-def test_a_capped_radius_keeps_what_was_reached(schedule: str) -> None:
-    run = prgd(THREE, schedule=schedule, growth=8.0, radius_cap=1e10)
+@pytest.mark.parametrize(("schedule", "growth"), [("adaptive", 1.5), ("exp", 8.0), ("poly", 8.0)])
+def test_a_capped_radius_keeps_what_was_reached(schedule: str, growth: float) -> None:
+    run = prgd(THREE, schedule=schedule, growth=growth, radius_cap=1e10)
     (then, now) = at(run, 3000, 6000)
     assert np.isfinite(now).all()
     assert np.linalg.norm(now) == pytest.approx(1e10, rel=1e-9)
@@ -117,12 +150,6 @@ def test_where_nothing_separates_the_loss_still_falls_to_its_minimum() -> None:
     losses = [hull.soft(w).log_loss for w in at(prgd(hull), 100, 1000, 5000)]
     assert losses[0] > losses[1] > losses[2] > least
     assert losses[2] == pytest.approx(least, abs=0.05)
-
-
-def test_scale_and_step_trade() -> None:
-    z = random_problem(3)
-    (one,), (two,) = at(prgd(z, 1.0), 700), at(prgd(1024 * z, 2.0**-20), 700)
-    np.testing.assert_allclose(two * 1024, one, rtol=1e-9)
 
 
 def test_one_run_is_the_same_as_another() -> None:

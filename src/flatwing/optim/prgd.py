@@ -19,21 +19,22 @@ from .margin import Hull, Soft, Vector, as_rows
 
 Data = Float[np.ndarray, "n d"] | Hull
 GROWTH = {"adaptive": 1.5, "exp": 1.2, "poly": 1.2}
-# from lengthening w along itself to lengthening it along the gradient
-MIXES = np.array([0.0, 0.03, 0.1, 0.3, 1.0])
+BENT = 0.5  # nats by which the loss after a step may exceed its linear extrapolation
+BLURRED = float(np.finfo(float).eps) ** (-1 / 3)  # times 1 / scale: radius from which rounding bends the gradient
 
 
 def gd(z: Data, lr: float = 1.0) -> Iterator[Vector]:
     """The iterates of w <- w - lr dL, from w = 0, one per step, without end.
 
-    z is (n, d), rows y_i x_i. lr is in units of 1 / max|z_i|^2: at 1 of them and below the loss falls.
+    z is (n, d), rows y_i x_i. lr is in units of 1 / max|z_i|^2: at 1 and below the loss falls, whatever the scale of z.
     Raises `ValueError` for a matrix that is not finite or an lr that is not positive. Cost: 2 n d per step.
 
     >>> z = np.array([[0.5, 0.8], [0.5, -0.6]])
-    >>> [w.round(3).tolist() for w in islice(gd(z), 2)]
+    >>> [w.round(3).tolist() for w in islice(gd(z, lr=0.89), 2)]  # the largest |z_i|^2 is 0.89
     [[0.5, 0.1], [0.886, 0.139]]
     """
-    return _descent(as_rows(z), _positive("lr", lr), normalized=False)
+    hull = as_rows(z)
+    return _descent(hull, _step(hull, lr), normalized=False)
 
 
 def normalized_gd(z: Data, lr: float = 1.0) -> Iterator[Vector]:
@@ -41,7 +42,8 @@ def normalized_gd(z: Data, lr: float = 1.0) -> Iterator[Vector]:
 
     The loss is never formed: dL / L is a mean of the rows, weighted by a softmax of their negative scores.
     """
-    return _descent(as_rows(z), _positive("lr", lr), normalized=True)
+    hull = as_rows(z)
+    return _descent(hull, _step(hull, lr), normalized=True)
 
 
 def prgd(
@@ -57,16 +59,25 @@ def prgd(
 ) -> Iterator[Vector]:
     """The iterates of progressive rescaling, from w = 0; units, errors and cost of `lr` as for `gd`.
 
-    The first `warmup` steps, and all before the data is separated, are those of `normalized_gd`. Then every step keeps
-    |w| at or below a radius, which grows up to `radius_cap`, beyond which scores have no correct digits left.
+    The first `warmup` steps, and all before the data is separated, are those of `normalized_gd`. Then the radius |w|
+    is lengthened, up to `radius_cap`, beyond which scores have no correct digits left.
 
     "exp" and "poly" are the published schedules: each `cycle` steps the radius becomes `growth` times the last, or
     (k + 1)^growth times the first, whether or not the old one was solved. On data where the directions that are left
-    are flat they freeze: what is wrong is lengthened with the rest. "adaptive" asks the duality gap. With v = -dL / L
-    and u = w / |w| it is (|v| - <u, v>) + (<u, v> - margin): what is wrong at this radius, and the price of the radius
-    being finite. The radius grows by `growth` when the first is at most `share` of the second. w is then lengthened
-    along whatever mix of u and v has the least loss: along u what the support vectors determine stays right, along v
-    what they do not determine fades. That costs five passes over the data and counts as five steps.
+    are flat they freeze: what is wrong is lengthened with the rest.
+
+    "adaptive" asks first. With v = -dL / L and u = w / |w| the duality gap is (|v| - <u, v>) + (<u, v> - margin): what
+    is wrong at this radius, and the price of the radius being finite. Where the first is at most `share` of the second
+    it proposes, at most once in `cycle` steps, the radius times `growth`, reached along v, in which what the support
+    vectors do not determine stays behind. The proposal is taken if the loss is then within half a nat of its linear
+    extrapolation, so that the same samples still carry the gradient. At radii at which rounding has bent v, u is
+    proposed after v. Between proposals w moves along v by Barzilai and Borwein's step, at least `lr`, under the same
+    test. Every pass over the data counts as a step, so w stands still at a proposal that is refused.
+
+    Condition: where the support vectors span the data, the error of the direction falls exponentially, until rounding
+    ends it at 1e-10 or so: 21 of 23 random 40 x 10 problems are below 1e-9 after 40 000 steps, the worst,
+    ill-conditioned, at 2e-4. Where they do not, what lies outside their span fades only while v is lengthened, and the
+    error ends earlier: see benchmarks/max_margin.py for both on 40 random problems. `widest_margin` needs no condition.
 
     >>> z = np.array([[0.5, 0.8], [0.5, -0.6]])
     >>> (w,) = at(prgd(z), 1000)
@@ -80,10 +91,11 @@ def prgd(
         raise ValueError(f"growth is {growth}. Rule: above 1 (a power above 0 for 'poly'). Take {GROWTH[schedule]}.")
     if cycle < 2 or warmup < 1:
         raise ValueError(f"cycle is {cycle}, warmup {warmup}. Rule: cycle >= 2, warmup >= 1. Take 5 and 100.")
-    hull, lr = as_rows(z), _positive("lr", lr)
+    hull = as_rows(z)
+    lr = _step(hull, lr)
     share, cap = _positive("share", share), _positive("radius_cap", radius_cap) / (hull.scale or 1.0)
     if schedule == "adaptive":
-        return _adaptive(hull, lr, growth, share, warmup, cap)
+        return _adaptive(hull, lr, growth, cycle, share, warmup, cap)
     return _scheduled(hull, lr, growth, cycle, warmup, cap, powers=schedule == "poly")
 
 
@@ -125,23 +137,41 @@ def _scheduled(
             yield w
 
 
-def _adaptive(hull: Hull, lr: float, growth: float, share: float, warmup: int, cap: float) -> Iterator[Vector]:
+def _adaptive(
+    hull: Hull, lr: float, growth: float, cycle: int, share: float, warmup: int, cap: float
+) -> Iterator[Vector]:
     w = np.zeros(hull.dim)
     for w in _warm(hull, lr, warmup):
         yield w
-    radius = float(np.linalg.norm(w))
+    here, length, since = hull.soft(w), lr, cycle
     while True:
-        loss = hull.soft(w)
-        norm, size = float(np.linalg.norm(w)), float(np.linalg.norm(loss.point))
-        along = float(loss.point @ w) / norm
-        if loss.low > 0 and radius < cap and size - along <= share * (along - loss.low / norm):
-            radius = min(growth * radius, cap)
-            w = _lengthened(hull, w, loss, radius)
-            for _ in MIXES:
-                yield w
-        else:
-            w = _within(w + lr * loss.point, radius)
-            yield w
+        norm, size = float(np.linalg.norm(w)), float(np.linalg.norm(here.point))
+        moves = [lr * here.point] if length <= lr else [length * here.point, lr * here.point]
+        since += 1
+        if since > cycle and norm < cap and _solved(here, w, share):
+            since, more = 0, min(growth * norm, cap) - norm
+            longer = [more / norm * w] if norm > BLURRED / (hull.scale or 1.0) else []
+            moves = [more / size * here.point, *longer, *moves]
+        move, *others = moves
+        there = hull.soft(w + move)
+        for other in others:
+            if there.log_loss - here.log_loss + float(here.point @ move) <= BENT:
+                break
+            yield w  # a pass for nothing
+            move, there = other, hull.soft(w + other)
+        turn = here.point - there.point
+        bend = float(move @ turn)
+        # a row that carries all of the gradient shows no curvature, and is no reason for a long step
+        length = min(max(lr, bend / float(turn @ turn)), max(lr, norm / size)) if bend > 0 else lr
+        w, here = w + move, there
+        yield w
+
+
+def _solved(here: Soft, w: Vector, share: float) -> bool:
+    """Whether the direction of w is right, up to `share` of what the finite radius costs."""
+    norm = float(np.linalg.norm(w))
+    along = float(here.point @ w) / norm
+    return here.low > 0 and float(np.linalg.norm(here.point)) - along <= share * (along - here.low / norm)
 
 
 def _warm(hull: Hull, lr: float, warmup: int) -> Iterator[Vector]:
@@ -151,18 +181,14 @@ def _warm(hull: Hull, lr: float, warmup: int) -> Iterator[Vector]:
             return
 
 
-def _lengthened(hull: Hull, w: Vector, loss: Soft, radius: float) -> Vector:
-    """w made as long as `radius` along the mix of itself and the gradient that has the least loss there."""
-    norm = float(np.linalg.norm(w))
-    unit, pull = w / norm, loss.point / float(np.linalg.norm(loss.point))
-    trials = [w + (radius - norm) * ((1 - mix) * unit + mix * pull) for mix in MIXES]
-    trials = [trial * (radius / float(np.linalg.norm(trial))) for trial in trials]
-    return min(trials, key=lambda trial: hull.soft(trial).log_loss)
-
-
 def _within(w: Vector, radius: float) -> Vector:
     norm = float(np.linalg.norm(w))
     return w * (radius / norm) if norm > radius else w
+
+
+def _step(hull: Hull, lr: float) -> float:
+    """lr in units of the data, from units of 1 / max|z_i|^2."""
+    return _positive("lr", lr) / (hull.scale * hull.scale or 1.0)
 
 
 def _positive(name: str, value: float) -> float:
