@@ -22,7 +22,8 @@ OPTIONS = {
         "--precision --quantize --samples --seed --skip --structure --task --unit --weights-only --where model out"
     ),
     "factorize": (
-        "--budget --chain --draw --example --force --format --n --order --out --perm --refine --tolerance source"
+        "--budget --chain --draw --example --force --format --hierarchical --n --order --out --palm --perm --refine "
+        "--starts --support --tolerance source"
     ),
     "train": "--force --format --out --overwrite --quiet -q values what",
     "report": "--format --open --out run",
