@@ -143,7 +143,7 @@ def _adaptive(
     w = np.zeros(hull.dim)
     for w in _warm(hull, lr, warmup):
         yield w
-    here, length, since = hull.soft(w), lr, cycle
+    here, length, since, cap = hull.soft(w), lr, cycle, max(cap, float(np.linalg.norm(w)))
     while True:
         norm, size = float(np.linalg.norm(w)), float(np.linalg.norm(here.point))
         moves = [lr * here.point] if length <= lr else [length * here.point, lr * here.point]
@@ -164,6 +164,9 @@ def _adaptive(
         # a row that carries all of the gradient shows no curvature, and is no reason for a long step
         length = min(max(lr, bend / float(turn @ turn)), max(lr, norm / size)) if bend > 0 else lr
         w, here = w + move, there
+        if float(np.linalg.norm(w)) > cap:
+            w = _within(w, cap)
+            here = hull.soft(w)
         yield w
 
 
