@@ -56,7 +56,6 @@ class Story:
         starts, end = _starts(self.places, count)
         return np.add.reduceat(self.numbers[:end], starts).reshape(len(self.places), count)
 
-
     @property
     def shapes(self) -> Int[np.ndarray, "splits 2"]:
         """The shape of each array."""
