@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from itertools import islice
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -119,7 +119,7 @@ class MaxMarginClassifier(ClassifierMixin, BaseEstimator):
             raise ValueError(f"fit_intercept is {self.fit_intercept!r}. Rule: True or False. Take True.")
         if self.solver not in ("exact", "prgd"):
             raise ValueError(f"solver is {self.solver!r}. Rule: 'exact' or 'prgd'. Take 'exact'.")
-        if not (isinstance(self.tol, Real) and 0 <= float(self.tol) < 1):
+        if not (isinstance(self.tol, (int, float, np.floating)) and 0 <= float(self.tol) < 1):
             raise ValueError(f"tol is {self.tol!r}. Rule: a number, 0 <= tol < 1, a relative gap. Take 1e-9.")
         if isinstance(self.max_iter, bool) or not isinstance(self.max_iter, Integral) or self.max_iter < 1:
             raise ValueError(f"max_iter is {self.max_iter!r}. Rule: a whole number, at least 1. Take 40000.")
