@@ -7,7 +7,8 @@ of 2 until the best is in the interior, then of sqrt(2), judged by the mean of t
 run (of one seed, the luckiest rate at the edge of stability would win). The rate found is then run on fresh seeds,
 with the same initial weights and batches for every row, and judged on `test`; what is reported is the mean difference
 to the base over these pairs with a 95 % interval. Other settings are the defaults of the methods: nothing but the
-learning rate is tuned. The bases also run half and twice as long, so that a difference can be said in steps. Stop it at any time: finished trials are in benchmarks/results/ and are not run again.
+learning rate is tuned. The bases also run half and twice as long, so that a difference can be said in steps.
+Stop it at any time: finished trials are in benchmarks/results/ and are not run again.
 """
 
 from __future__ import annotations
