@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import threading
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -28,6 +27,8 @@ from typing import Any
 import torch
 from optimizers_report import write_report
 from optimizers_trial import TIERS, Trial, train
+
+from flatwing.core.machine import processor
 
 RESULTS = Path(__file__).parent / "results"
 COMMON = ["IRE sampled", "IRE random", "Blockwise published", "Blockwise measured", "GradPower"]
@@ -76,7 +77,7 @@ class Trials:
 
 
 def machine(tier: str) -> str:
-    return torch.cuda.get_device_name() if TIERS[tier].device == "cuda" else f"{platform.machine()} CPU, 1 thread"
+    return torch.cuda.get_device_name() if TIERS[tier].device == "cuda" else f"{processor()}, 1 thread"
 
 
 def tune(trials: Trials, tier: str, base: str, method: str) -> float:
