@@ -150,7 +150,7 @@ def test_broken_archives_are_refused_and_nothing_is_executed(matrix: Path, tmp_p
     file.write_bytes(file.read_bytes()[:200])
     result = run(matrix, "--support", file)
     assert result.exit_code == 2
-    assert "is not a readable .npz" in result.stderr
+    assert "is not a readable numpy archive" in result.stderr
     np.savez(file, np.array([object()], dtype=object))
     result = run(matrix, "--support", file)
     assert result.exit_code == 2

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import re
 import time
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import typer
 
 from ..factorize import Factorization, factorize_fixed, hierarchical, palm
 from ..structure import MaskedProduct
 from ..structure.support import as_supports
+from .masks import read_masks
 from .output import Format, working, write_json
 
 STARTS = 20  # descents where supports are given and no theorem applies
@@ -93,28 +91,8 @@ class Wanted:
         if self.hierarchical is not None:
             return hierarchical(matrix, self.hierarchical, progress=progress)
         assert self.support is not None
-        supports = as_supports(read_masks(self.support))
+        supports = as_supports(read_masks(self.support).values())
         starts = self.starts or STARTS
         if len(supports) == 2:
             return factorize_fixed(matrix, supports, starts=starts, progress=progress)
         return palm(matrix, supports, starts=starts, progress=progress)
-
-
-def read_masks(path: Path) -> list[np.ndarray]:
-    """The boolean matrices in an .npz file, in the order of the numbers in their names, else in that of the file.
-
-    Raises `ValueError` for files that are missing, truncated or of another kind; nothing in them is executed.
-    """
-    if path.suffix.lower() != ".npz":
-        raise ValueError(f"cannot read masks from {str(path)!r}. Rule: an .npz file; write it with np.savez.")
-    if not path.is_file():
-        raise ValueError(f"there is no file {str(path)!r}. Rule: an .npz of boolean masks, leftmost first (np.savez).")
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            masks = {name: archive[name] for name in archive.files}
-    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{str(path)!r} is not a readable .npz ({error}). Write it again with np.savez.") from error
-    numbers = {name: re.findall(r"\d+", name) for name in masks}
-    if masks and all(numbers.values()):
-        return [masks[name] for name in sorted(masks, key=lambda name: [int(part) for part in numbers[name]])]
-    return list(masks.values())

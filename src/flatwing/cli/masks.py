@@ -40,7 +40,10 @@ def read_pairs(path: Path) -> tuple[list[Pair], list[str]]:
     if suffix not in (".npz", ".safetensors"):
         raise ValueError(f"cannot read {str(path)!r}: its suffix is {suffix!r}. Rule: .npz or .safetensors.")
     _require_file(path)
-    named, notes = (_of_npz(path), []) if suffix == ".npz" else _of_safetensors(path)
+    if suffix == ".npz":
+        named, notes = {name: _support(array, name) for name, array in read_masks(path).items()}, []
+    else:
+        named, notes = _of_safetensors(path)
     if len(named) < 2:
         names = ", ".join(named) or "none"
         raise ValueError(f"{str(path)!r} has {len(named)} masks ({names}). Rule: two or more that multiply.")
@@ -60,7 +63,14 @@ def read_pairs(path: Path) -> tuple[list[Pair], list[str]]:
     return pairs, notes
 
 
-def _of_npz(path: Path) -> dict[str, Support]:
+def read_masks(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file, in the order of the numbers in their names if all have one, else of the file.
+
+    Raises `ValueError` for files that are missing, truncated or of another kind.
+    """
+    if path.suffix.lower() != ".npz":
+        raise ValueError(f"cannot read masks from {str(path)!r}. Rule: an .npz file; write it with np.savez.")
+    _require_file(path)
     try:
         with path.open("rb") as stream:  # numpy leaves a broken archive open
             file = np.load(stream, allow_pickle=False)
@@ -70,7 +80,7 @@ def _of_npz(path: Path) -> dict[str, Support]:
     except _UNREADABLE as error:
         raise _unreadable(path, "numpy archive", error) from error
     names = sorted(arrays, key=_natural) if all(re.search(r"\d", name) for name in arrays) else list(arrays)
-    return {name: _support(arrays[name], name) for name in names}
+    return {name: arrays[name] for name in names}
 
 
 def _of_safetensors(path: Path) -> tuple[dict[str, Support], list[str]]:
