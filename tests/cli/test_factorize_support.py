@@ -154,4 +154,4 @@ def test_broken_archives_are_refused_and_nothing_is_executed(matrix: Path, tmp_p
     np.savez(file, np.array([object()], dtype=object))
     result = run(matrix, "--support", file)
     assert result.exit_code == 2
-    assert "is not a readable .npz" in result.stderr
+    assert "holds Python objects (a pickle)" in result.stderr
