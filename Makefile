@@ -36,6 +36,13 @@ bench: .venv/stamp
 	@$(BIN)/python benchmarks/advise.py
 	@echo "bench: benchmarks/fixed_support.py (about 4 minutes)"
 	@$(BIN)/python benchmarks/fixed_support.py
+	@echo "bench: benchmarks/permutations.py, max_margin.py, optimizer_step.py, late_sam.py (about 30 minutes)"
+	@$(BIN)/python benchmarks/permutations.py
+	@$(BIN)/python benchmarks/max_margin.py
+	@$(BIN)/python benchmarks/optimizer_step.py
+	@$(BIN)/python benchmarks/late_sam.py
+	@echo "bench: benchmarks/optimizers.py (about 40 minutes; what is on file is not run again)"
+	@$(BIN)/python benchmarks/optimizers.py
 
 clean:
 	@echo "clean: .venv, caches, build outputs"
