@@ -75,3 +75,16 @@ def test_lower_triangular_factors_can_do_almost_everything() -> None:
     lower = np.tri(3) > 0
     A = np.fliplr(np.eye(3)).copy()
     assert bound(A, lower, lower.T) == 0
+
+
+def test_rounding_is_no_lower_bound() -> None:
+    """A is a product on the supports, with entries of very different sizes: nothing may be said to be below it."""
+    generator = np.random.default_rng(0)
+    for _ in range(40):
+        left, right = generator.random((4, 3)) < 0.7, generator.random((3, 4)) < 0.7
+        if not (left.any(0) & right.any(1)).any():
+            continue
+        X = generator.standard_normal((4, 3)) * left * 10.0 ** generator.integers(-6, 4, (4, 3))
+        A = X @ (generator.standard_normal((3, 4)) * right)
+        if A.any():
+            assert factorize_fixed(A, [left, right], starts=1).certificate.lower_bound == 0.0

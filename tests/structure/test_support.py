@@ -125,3 +125,15 @@ def test_supports_of_a_product_fit() -> None:
     with pytest.raises(ValueError, match="do not multiply"):
         Support(wide) @ Support(wide)
     assert product_support(as_supports([wide, wide.T, wide])) == Support(wide)
+
+
+def test_dtypes_that_numpy_does_not_have() -> None:
+    weights = torch.tensor([[0.0, 1.5], [-2.0, 0.0]])
+    assert Support.non_zeros(weights.bfloat16()) == Support.non_zeros(weights)
+    with pytest.raises(TypeError, match="to_dense"):
+        Support((weights != 0).to_sparse())
+
+
+def test_unions_are_of_equal_shapes() -> None:
+    with pytest.raises(ValueError, match="no union"):
+        Support(np.ones((2, 2), dtype=bool)) | Support(np.ones((1, 2), dtype=bool))

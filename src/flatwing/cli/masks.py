@@ -100,7 +100,10 @@ def _of_safetensors(path: Path) -> tuple[dict[str, Support], list[str]]:
             }
             # layers are listed as they are applied; in the product the last one stands first
             names = sorted(masks | weights, key=_natural, reverse=True)
-            return {name: _support(file.get_tensor(name), name) for name in names}, []
+            note = (
+                f"the file does not say in which order layers are applied; taken is that of names: {', '.join(names)}"
+            )
+            return {name: _support(file.get_tensor(name), name) for name in names}, [note]
     except (SafetensorError, *_UNREADABLE) as error:
         if isinstance(error, ValueError):
             raise

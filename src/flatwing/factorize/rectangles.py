@@ -6,10 +6,12 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from jaxtyping import Num
+from jaxtyping import Float, Num
 
 from ..structure import Tractability
 from ..structure.tractable import Class, Indices
+
+ROUNDINGS = 4  # of the largest singular value, per singular value: what LAPACK's may be wrong by
 
 
 def rectangle_bound(A: Num[torch.Tensor, "m n"], verdict: Tractability) -> float:
@@ -27,8 +29,8 @@ def rectangle_bound(A: Num[torch.Tensor, "m n"], verdict: Tractability) -> float
             len(c.members) for c in verdict.classes if np.isin(c.rows, rows).any() and np.isin(c.columns, columns).any()
         )
         if rank < min(len(rows), len(columns)):
-            lost = float(np.square(np.linalg.svd(matrix[np.ix_(rows, columns)], compute_uv=False)[rank:]).sum())
-            found.append((lost, rows, columns))
+            sigma = np.linalg.svd(matrix[np.ix_(rows, columns)], compute_uv=False)
+            found.append((lost_energy(sigma, rank), rows, columns))
     taken = ~verdict.reachable
     for lost, rows, columns in sorted(found, key=lambda entry: -entry[0]):
         place = np.ix_(rows, columns)
@@ -36,6 +38,16 @@ def rectangle_bound(A: Num[torch.Tensor, "m n"], verdict: Tractability) -> float
             taken[place] = True
             total += lost
     return total
+
+
+def lost_energy(sigma: Float[np.ndarray, " k"], rank: int) -> float:
+    """The squares of all but the `rank` largest singular values, each less what rounding may have added to it.
+
+    >>> lost_energy(np.array([1.0, 0.5, 1e-17]), rank=1)
+    0.249...
+    """
+    noise = ROUNDINGS * np.finfo(np.float64).eps * len(sigma) * sigma[0]
+    return float(np.square(np.maximum(sigma[rank:] - noise, 0.0)).sum())
 
 
 def _candidates(verdict: Tractability) -> Iterator[tuple[Indices, Indices]]:

@@ -49,7 +49,8 @@ def search_permutation(
     clusters = cluster_orders(matrix, chain, progress)
     orders |= clusters
     bounds |= {name: measure(matrix, chain, perms)[0] for name, perms in clusters.items()}
-    for name in sorted(set(orders) - {likely}, key=lambda name: bounds[name]):
+    others = [name for name in orders if name != likely]
+    for name in sorted(others, key=lambda name: bounds[name]):
         if result.certificate.exact or bounds[name] >= result.certificate.error:
             break  # neither this order nor the later ones can be better
         other = fit(orders[name])

@@ -109,6 +109,8 @@ class Support:
         return Support(self.array.astype(np.float32) @ other.array.astype(np.float32) > 0)
 
     def __or__(self, other: Support) -> Support:
+        if self.shape != other.shape:
+            raise ValueError(f"supports of {self.shape} and {other.shape} have no union. Rule: equal shapes.")
         return Support(self.array | other.array)
 
     def __le__(self, other: Support) -> bool:
@@ -183,4 +185,10 @@ def _checked(mask: np.ndarray) -> Bool[np.ndarray, "m n"]:
 
 
 def _numpy(values: Any) -> np.ndarray:
-    return values.numpy(force=True) if isinstance(values, torch.Tensor) else np.asarray(values)
+    if not isinstance(values, torch.Tensor):
+        return np.asarray(values)
+    if values.layout != torch.strided:
+        raise TypeError(f"the mask is a sparse tensor ({values.layout}). Rule: a dense one. Write mask.to_dense().")
+    # numpy has no bfloat16, nor 8 bits
+    known = not values.is_floating_point() or values.dtype in (torch.float16, torch.float32, torch.float64)
+    return (values if known else values.float()).numpy(force=True)

@@ -15,6 +15,7 @@ from torch import nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from ..nn import LayerPair
 from .distributed import launched
 from .guard import FactorWatch
 from .state import Metric
@@ -79,11 +80,11 @@ class DivergenceGuard(Callback):
     the two converges (`structure.growth.diverging`). That begins anew when a run is resumed, and wants whole weights.
     """
 
-    def __init__(self, factor: float = 3.0, after: int = 20, pairs: Sequence[tuple[str, str]] = ()) -> None:
+    def __init__(self, factor: float = 3.0, after: int = 20, pairs: Sequence[tuple[str, str] | LayerPair] = ()) -> None:
         if not factor > 1:
             raise ValueError(f"factor is {factor}. Rule: above 1. Write factor=3.0.")
         self.factor, self.after = factor, after
-        self.pairs = tuple(pairs)
+        self.pairs = tuple((pair.first, pair.second) if isinstance(pair, LayerPair) else tuple(pair) for pair in pairs)
         self._watches = [FactorWatch(*pair) for pair in self.pairs]
         self._smooth: float | None = None
         self._lowest = float("inf")
