@@ -113,5 +113,5 @@ def picture(tier: str, entries: list[dict[str, Any]], path: Path) -> None:
         axes.errorbar(entry["difference"], k, xerr=entry["half_width"], fmt="o", color=colour, capsize=3)
     axes.set_yticks(range(len(entries)), [f"{e['base']} + {e['method']}" for e in reversed(entries)])
     axes.axvline(0, color="black", linewidth=0.8)
-    axes.set_xlabel(f"test loss minus that of the tuned base, nats per byte (tier {tier}; 95 % intervals)")
+    axes.set_xlabel(f"test loss minus the tuned base (nats per byte, {tier})")
     figure.savefig(path, dpi=120)
