@@ -10,6 +10,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from flatwing.train.distributed import leave
+
 
 def run_ranks(function: Callable[..., Any], world: int, *arguments: Any) -> list[Any]:
     """What `function(rank, world, *arguments)` returns on each of `world` ranks, a function of a test module.
@@ -32,3 +34,4 @@ def _rank(rank: int, world: int, folder: str, function: Callable[..., Any], argu
         dist.barrier()
     finally:
         dist.destroy_process_group()
+    leave()

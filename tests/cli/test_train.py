@@ -166,3 +166,13 @@ def test_torchrun_shares_each_batch_and_one_rank_writes(tmp_path: Path, parallel
     assert told.stderr.count("error: 'two' has a run with run.seed=0, this one has 5") == 2
     assert (tmp_path / "two" / "result.json").exists()
     assert load_model(tmp_path / "two" / "model.safetensors").config() == {"width": 16, "depth": 2}
+
+
+@pytest.mark.parametrize(("world", "finalized"), [("1", True), ("2", False)])
+def test_a_process_of_torchrun_leaves_before_threads_of_gloo_can_abort_it(world: str, finalized: bool) -> None:
+    code = "import atexit, sys; atexit.register(print, 'finalized'); sys.argv[1:] = ['train', 'show', 'no-such']\n"
+    code += "from flatwing.cli import main; print('begins'); main()"
+    environment = os.environ | {"WORLD_SIZE": world}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stdout.split()) == (2, ["begins"] + ["finalized"] * finalized)
+    assert "no-such" in done.stderr

@@ -124,6 +124,7 @@ SHARDED = """
     from torch import nn
     from torch.distributed.fsdp import fully_shard
     from flatwing import SparseProduct
+    from flatwing.train.distributed import leave
 
     class Layer(nn.Module):
         def __init__(self, case):
@@ -154,7 +155,9 @@ SHARDED = """
         for a, b in zip(alone.factors, sharded.factors, strict=True):
             same(b.full_tensor().detach(), a.detach())
     print("sharded", *NAMES, flush=True)
+    dist.barrier()
     dist.destroy_process_group()
+    leave()
 """
 
 

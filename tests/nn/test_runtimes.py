@@ -58,6 +58,7 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from flatwing.nn import linear_layers
+from flatwing.train.distributed import leave
 from layers import make
 
 how = sys.argv[1]
@@ -95,7 +96,9 @@ for name, value in alone.state_dict().items():
     assert torch.allclose(mine, value, atol=1e-5), name
 if rank == 0:
     print("equal to one process")
+dist.barrier()
 dist.destroy_process_group()
+leave()
 """
 
 

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
+from ..train.distributed import launched, leave
 from . import advise, compress, demo, factorize, report, train, wellposed
 
 app = typer.Typer(
@@ -46,3 +47,7 @@ def main() -> None:
         app(prog_name="flatwing")
     except KeyboardInterrupt:  # outside of a command, while arguments are read
         raise SystemExit(130) from None
+    except SystemExit as end:
+        if launched() and isinstance(end.code, int):
+            leave(end.code)
+        raise

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import NoReturn
 
 import torch
 import torch.distributed as dist
@@ -60,6 +62,18 @@ def group(device: torch.device) -> Iterator[torch.device]:
         dist.barrier()  # nobody leaves while others still talk
     finally:
         dist.destroy_process_group()
+
+
+def leave(code: int = 0) -> NoReturn:
+    """End a process that was in a group: output is written out, then it is gone, without finalizing Python.
+
+    A thread of gloo lets go of the tensors of its last operation some time after the operation is done. If Python is
+    being finalized by then, the thread aborts the process; no barrier prevents that, and FSDP2's caches keep those
+    threads alive for as long as there is a Python.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def first_alone(work: Callable[[], None]) -> None:
