@@ -118,6 +118,7 @@ def main() -> None:
     import torch
 
     from flatwing import Chain, kernels
+    from flatwing.core.machine import processor
 
     torch.set_num_threads(threads)
     gc.disable()
@@ -169,15 +170,6 @@ def main() -> None:
     place = RESULTS / ("advise.json" if threads == 1 else f"advise_{threads}_threads.json")
     place.write_text(json.dumps(record, indent=1))
     print(f"written: {place}", file=sys.stderr)
-
-
-def processor() -> str:
-    """The name of the processor."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return "unknown"
 
 
 if __name__ == "__main__":

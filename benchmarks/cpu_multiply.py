@@ -221,6 +221,8 @@ def report(rows: list[dict[str, Any]], calling: dict[str, float], seconds: float
     """Print tables and targets, write the record and the picture."""
     from cpu_multiply_report import draw, summary, tables, targets
 
+    from flatwing.core.machine import processor
+
     print(tables(rows))
     found = targets(rows, calling)
     print(summary(rows, calling, found))
@@ -238,15 +240,6 @@ def report(rows: list[dict[str, Any]], calling: dict[str, float], seconds: float
     (RESULTS / f"{name}.json").write_text(f"{head}[\n{body}\n]\n}}\n")
     draw(rows, RESULTS / f"{name}.png")
     print(f"written: {RESULTS / name}.json and .png, {seconds / 60:.1f} minutes", file=sys.stderr)
-
-
-def processor() -> str:
-    """The name of the processor."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(text.split(":")[1].strip() for text in lines if text.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or "unknown"
 
 
 if __name__ == "__main__":

@@ -21,7 +21,6 @@ import datetime
 import importlib.metadata
 import json
 import os
-import platform
 import sys
 import time
 import warnings
@@ -35,6 +34,7 @@ import torch
 
 from flatwing import Chain
 from flatwing.core import replacing
+from flatwing.core.machine import processor
 from flatwing.factorize import factorize_fixed, hierarchical, palm
 from flatwing.structure import transforms
 
@@ -282,7 +282,7 @@ def main() -> None:
                 print(f"    {label:<24}{what}", flush=True)
         content[part] = rows
     content["date"] = datetime.date.today().isoformat()
-    content["machine"] = {"processor": platform.machine(), "cores": os.cpu_count(), "threads": 1}
+    content["machine"] = {"processor": processor(), "cores": os.cpu_count(), "threads": 1}
     content["versions"] = {
         name: importlib.metadata.version(name) for name in ("torch", "pyfaust", "lazylinop", "scipy")
     }

@@ -235,6 +235,7 @@ def write(rows: list[dict[str, Any]], threads: list[int]) -> None:
     import torch
 
     from flatwing.core import replacing
+    from flatwing.core.machine import processor
 
     record = {
         "date": datetime.date.today().isoformat(),
@@ -258,15 +259,6 @@ def reached(rows: list[dict[str, Any]], threads: list[int]) -> dict[str, dict[st
         for row in ours
         for n in threads
     }
-
-
-def processor() -> str:
-    """The name of the processor."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(text.split(":")[1].strip() for text in lines if text.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or "unknown"
 
 
 if __name__ == "__main__":
