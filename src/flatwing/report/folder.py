@@ -8,18 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
+from .log import Step, in_order, logged
 from .node import Node, parse
 from .record import Record, read_record
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One line of the healing log; `heldout` where it was measured."""
-
-    step: int
-    loss: float | None
-    heldout: float | None
 
 
 @final
@@ -110,25 +101,12 @@ def environment_of(text: str | None) -> dict[str, str]:
 
 def _log(text: str | None, notes: list[str]) -> tuple[tuple[Step, ...], dict[str, float]]:
     """Healing steps in order, and seconds by stage."""
-    if text is None:
-        notes.append("metrics.jsonl is not in the run folder.")
-        return (), {}
-    lines = text.split("\n")
-    steps: dict[int, Step] = {}
+    steps: list[Step] = []
     seconds: dict[str, float] = {}
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            node = parse(line, f"metrics.jsonl line {number}")
-        except ValueError:
-            if number < len(lines):
-                raise
-            notes.append(f"metrics.jsonl ends in the middle of line {number}, which is left out.")
-            break
-        stage, step = node.text("stage") or "other", node.count("step")
-        if stage == "heal" and step is not None:  # a step that was run again after a restart counts once
-            steps[step] = Step(step, node.number("loss"), node.number("heldout"))
-        elif (spent := node.number("seconds")) is not None:
+    for line in logged(text, notes):
+        stage, step = line.text("stage") or "other", line.count("step")
+        if stage == "heal" and step is not None:
+            steps.append(Step(step, line.number("loss"), line.number("heldout")))
+        elif (spent := line.number("seconds")) is not None:
             seconds[stage] = seconds.get(stage, 0.0) + spent
-    return tuple(steps[step] for step in sorted(steps)), seconds
+    return in_order(steps), seconds

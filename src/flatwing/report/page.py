@@ -11,8 +11,9 @@ from ..core import replacing
 from . import training, words
 from .charts import Chart, Series, line_chart
 from .compare import measure_of, view_cards, view_landmarks, view_latency, view_stages
-from .folder import Run, Step, read_result, read_run
+from .folder import Run, read_result, read_run
 from .layers import SHOWN, view_layers
+from .log import Step
 from .magnitudes import magnitudes, opened
 from .record import Layer, Point, Record, Value
 from .supports import draw_magnitudes, patterns

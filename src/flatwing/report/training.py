@@ -9,7 +9,8 @@ from typing import Any, Final, final
 
 from .charts import Chart, Series, line_chart
 from .folder import environment_of, text_of
-from .node import Node, parse
+from .log import Step, in_order, logged
+from .node import Node
 from .record import FORMAT, VERSION, Value, value_of
 from .words import count
 
@@ -27,17 +28,6 @@ class Split:
     loss: Value | None
     accuracy: Value | None
     samples: int | None
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One line of the log of a training run."""
-
-    step: int
-    loss: float | None
-    lr: float | None
-    score: float | None
 
 
 @final
@@ -105,7 +95,7 @@ def context(run: TrainingRun) -> dict[str, Any]:
 def loss_chart(steps: Sequence[Step]) -> Chart | None:
     """Training loss as it is and smoothed, and held-out loss where it was measured."""
     fitted = [(float(s.step), s.loss, None) for s in steps if s.loss is not None]
-    scored = tuple((float(s.step), s.score, None) for s in steps if s.score is not None)
+    scored = tuple((float(s.step), s.heldout, None) for s in steps if s.heldout is not None)
     values = [value for _, value, _ in (*fitted, *scored)]
     return line_chart(
         "chart-loss",
@@ -177,21 +167,8 @@ def _facts(node: Node | None) -> dict[str, str]:
 
 
 def _log(text: str | None, notes: list[str]) -> tuple[Step, ...]:
-    if text is None:
-        notes.append("metrics.jsonl is not in the run folder.")
-        return ()
-    lines = text.split("\n")
-    steps: dict[int, Step] = {}
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            node = parse(line, f"metrics.jsonl line {number}")
-        except ValueError:
-            if number < len(lines):
-                raise
-            notes.append(f"metrics.jsonl ends in the middle of line {number}, which is left out.")
-            break
-        if (step := node.count("step")) is not None:
-            steps[step] = Step(step, node.number("loss"), node.number("lr", least=0), node.number("score"))
-    return tuple(steps[step] for step in sorted(steps))
+    return in_order(
+        Step(step, line.number("loss"), line.number("score"), line.number("lr", least=0))
+        for line in logged(text, notes)
+        if (step := line.count("step")) is not None
+    )
