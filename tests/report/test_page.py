@@ -209,7 +209,8 @@ def test_wheel_holds_the_templates() -> None:
     build = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["hatch"]["build"]
     assert build["targets"]["wheel"] == {"packages": ["src/flatwing"]}
     folder = root / "src" / "flatwing" / "report" / "templates"
-    assert sorted(p.name for p in folder.iterdir()) == ["parts.html", "report.html", "style.css", "training.html"]
+    names = ["page.html", "parts.html", "report.html", "style.css", "training.html"]
+    assert sorted(p.name for p in folder.iterdir()) == names
 
 
 def test_other_methods_stand_beside_the_curve(tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def read_training(path: Path, result: Node) -> TrainingRun:
 
 def context(run: TrainingRun) -> dict[str, Any]:
     """What the template shows, already arranged and drawn."""
-    return {"run": run, "loss": loss_chart(run.steps), "rate": rate_chart(run.steps)}
+    return {"run": run, "notes": run.notes, "loss": loss_chart(run.steps), "rate": rate_chart(run.steps)}
 
 
 def loss_chart(steps: Sequence[Step]) -> Chart | None:
