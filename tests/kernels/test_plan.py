@@ -32,11 +32,12 @@ class Fixed(Backend):
 def fixed(monkeypatch: pytest.MonkeyPatch) -> None:
     entries = {"slow": Fixed(3.0), "fast": Fixed(2.0), "none": Fixed(1.0, "it rains"), "reference": Fixed(0.1)}
     monkeypatch.setattr(kernels.BACKENDS, "_entries", entries)
-    plans._plan_for.cache_clear()
-    plans._plan_of.cache_clear()
+    caches = (plans._plan_for, plans._plan_of, plans._runner_of)
+    for cache in caches:
+        cache.cache_clear()
     yield
-    plans._plan_for.cache_clear()
-    plans._plan_of.cache_clear()
+    for cache in caches:
+        cache.cache_clear()
 
 
 @pytest.mark.usefixtures("fixed")

@@ -15,7 +15,7 @@ from ..structure import Chain, SparseProduct
 from . import dispatch, native
 from .arguments import dtype_of, whole
 from .backend import BACKENDS, Layout, Task
-from .plan import Plan, merged_factors, plan_for, plan_of
+from .plan import Plan, merged_factors, plan_for, plan_of, runner_of
 
 _SHAPE, _DEVICE = attrgetter("shape"), attrgetter("device")
 LAYOUTS = ("batch-first", "batch-last")
@@ -58,9 +58,9 @@ def multiply(
     """
     simple = backend == "auto" and layout == "batch-first" and not torch.compiler.is_compiling()
     if simple and dispatch.is_plain_call(x, product):
-        plan = plan_of(product.chain, x, False, False, backend)
-        if not (plan.merged or BACKENDS[plan.backend].native):
-            return BACKENDS[plan.backend].forward(x, product.factors, product.chain.depths, False)
+        run = runner_of(product.chain, x)
+        if run is not None:
+            return run(x, product.factors)
     _check(x, product, layout)
     last = layout == "batch-last"
     if product.batch:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal, NamedTuple, final
+from typing import Literal, NamedTuple, TypeAlias, final
 
 import torch
 
@@ -14,6 +14,8 @@ from ..core import Registry
 from ..structure import Chain
 
 Layout = Literal["batch-first", "batch-last"]
+Runner: TypeAlias = Callable[[torch.Tensor, Sequence[torch.Tensor]], torch.Tensor]
+"""Multiplies x by factors of one chain."""
 
 
 @final
@@ -72,6 +74,11 @@ class Backend(abc.ABC):
         self, x: torch.Tensor, factors: Sequence[torch.Tensor], depths: Sequence[int], last: bool
     ) -> torch.Tensor:
         """A new contiguous (rows, m), or (m, rows) if `last`."""
+
+    def runner(self, chain: Chain, dtype: torch.dtype, last: bool) -> Runner:
+        """`forward` for one chain and one type of numbers: what depends on these alone is decided here, once."""
+        depths = chain.depths
+        return lambda x, factors: self.forward(x, factors, depths, last)
 
     def backward(
         self,

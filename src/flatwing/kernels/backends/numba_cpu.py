@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from typing_extensions import override
 
 from ...structure import Chain
-from ..backend import BACKENDS, Backend, Gradients, Task
+from ..backend import BACKENDS, Backend, Gradients, Runner, Task
 
 _SHAPE = attrgetter("shape")
 HALVES = (torch.bfloat16, torch.float16)
@@ -73,6 +73,13 @@ class NumbaCPU(Backend):
             return self.forward(x.float(), [w.float() for w in factors], depths, last).to(x.dtype)
         kernels = _chosen(tuple(depths), list(map(_SHAPE, factors)), x.dtype, last)
         return kernels.forward(x, factors, depths, last, torch.get_num_threads())
+
+    @override
+    def runner(self, chain: Chain, dtype: torch.dtype, last: bool) -> Runner:
+        if dtype in HALVES:
+            return super().runner(chain, dtype, last)
+        kernels, depths = _kernels(_route(chain, dtype, last)[0]), tuple(chain.depths)
+        return lambda x, factors: kernels.forward(x, factors, depths, last, torch.get_num_threads())
 
     @override
     def backward(

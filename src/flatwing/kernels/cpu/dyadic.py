@@ -154,7 +154,14 @@ def _readable(factors: Sequence[torch.Tensor]) -> tuple[Sequence[torch.Tensor], 
     """The factors, copied unless they are contiguous, and their addresses."""
     if not all(map(torch.Tensor.is_contiguous, factors)):  # map: loops in Python take a microsecond
         factors = [w.contiguous() for w in factors]
-    return factors, np.array(list(map(torch.Tensor.data_ptr, factors)))
+    return factors, _addresses(tuple(map(torch.Tensor.data_ptr, factors)))
+
+
+@lru_cache(maxsize=1024)
+def _addresses(pointers: tuple[int, ...]) -> np.ndarray:
+    found = np.array(pointers)
+    found.flags.writeable = False
+    return found
 
 
 def _result(x: torch.Tensor) -> torch.Tensor:
