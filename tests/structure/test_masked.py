@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from flatwing.structure import MaskedProduct, Support
+from strategies import as_user
 
 DTYPES = [torch.float16, torch.float32, torch.float64, torch.complex64, torch.complex128]
 
@@ -137,3 +138,25 @@ def test_kinds_are_refused() -> None:
     with pytest.raises(TypeError, match="unsupported operand"):
         product() @ "x"
     assert repr(product()) == f"MaskedProduct(5x4 @ 4x6 @ 6x3, nnz={product().nnz}, dtype=float64)"
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, complex(0, torch.nan)], ids=str)
+def test_values_that_are_no_numbers_are_refused_where_they_count(bad: complex) -> None:
+    mask = np.tri(2) > 0
+    factor = torch.ones(2, 2, dtype=torch.complex64 if isinstance(bad, complex) else torch.float32)
+    factor[0, 1] = bad
+    assert MaskedProduct([mask], [factor]).dense()[0, 1] == 0
+    factor[1, 1] = bad
+    with pytest.raises(ValueError, match=r"factor 1 \(\w+\) has 1 entries on its support that are NaN or Inf"):
+        MaskedProduct([mask, mask], [torch.ones_like(factor), factor])
+
+
+def test_a_dtype_too_narrow_is_refused() -> None:
+    large = MaskedProduct([np.ones((2, 2), bool)], [torch.full((2, 2), 1e6)])
+    with pytest.raises(ValueError, match=r"factor 0 \(float16\) has 4 entries .* a dtype with a wider range"):
+        large.to(torch.float16)
+
+
+def test_factors_that_are_no_tensors_are_refused() -> None:
+    with as_user(), pytest.raises(TypeError, match=r"factor 0 is a ndarray\. Rule: a tensor"):
+        MaskedProduct([np.ones((2, 2), bool)], [np.ones((2, 2))])

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from flatwing import Pattern
 from flatwing.structure import Support
 from flatwing.structure.support import as_supports, product_support
+from strategies import as_user
 
 masks = st.integers(1, 9).flatmap(
     lambda m: st.integers(1, 9).flatmap(
@@ -76,12 +77,22 @@ def test_two_of_four_keeps_the_largest_and_breaks_ties_in_order() -> None:
         Support.n_of_m(weights, 2, 3)
     with pytest.raises(ValueError, match="1 <= n <= m"):
         Support.n_of_m(weights, 5, 4)
+    with as_user(), pytest.raises(ValueError, match=r"n is 1\.5\. Rule: a whole number, at least 1\. Take 2\."):
+        Support.n_of_m(weights, 1.5)
+    with as_user(), pytest.raises(ValueError, match=r"m is 4\.0\. Rule: a whole number"):
+        Support.n_of_m(weights, 2, 4.0)
+    with pytest.raises(ValueError, match="the matrix has NaN entries"):
+        Support.n_of_m(np.array([[1, np.nan, 3, 4]]))
+    with pytest.raises(ValueError, match=r"2:4 for a shape of \(0, 4\)"):
+        Support.n_of_m(np.ones((0, 4)))
+    with pytest.raises(TypeError, match=r"the matrix has dtype <U1\. Rule: numbers"):
+        Support.n_of_m([list("abcd")])
 
 
 def test_blocks() -> None:
     support = Support.blocks(np.array([[True, False], [True, True]]), 2, 1)
     assert str(support) == "#.\n#.\n##\n##"
-    with pytest.raises(ValueError, match="at least 1 x 1"):
+    with pytest.raises(ValueError, match=r"rows is 0\. Rule: a whole number, at least 1"):
         Support.blocks(np.eye(2, dtype=bool), 0, 1)
 
 
@@ -137,3 +148,14 @@ def test_dtypes_that_numpy_does_not_have() -> None:
 def test_unions_are_of_equal_shapes() -> None:
     with pytest.raises(ValueError, match="no union"):
         Support(np.ones((2, 2), dtype=bool)) | Support(np.ones((1, 2), dtype=bool))
+
+
+def test_other_kinds_are_refused_by_name() -> None:
+    support = Support(np.eye(2) > 0)
+    for work in (lambda: support @ 3, lambda: support | 3, lambda: support <= 3):
+        with as_user(), pytest.raises(TypeError, match="Support"):
+            work()
+    with pytest.raises(TypeError, match=r"the matrix has dtype object\. Rule: numbers"):
+        Support.non_zeros(None)
+    with as_user(), pytest.raises(ValueError, match=r"rows is 1\.5\. Rule: a whole number"):
+        Support.blocks(np.eye(2) > 0, 1.5, 2)

@@ -25,8 +25,8 @@ FORMAT, VERSION = "flatwing.masked", "1"
 class MaskedProduct:
     """The matrix X_1 ... X_L with factor l zero outside of support l; factors are dense tensors, leftmost first.
 
-    Values outside of the supports are set to zero. Raises `ValueError` for wrong numbers or shapes, `TypeError` for
-    values that are not floating point.
+    Values outside of the supports are set to zero, whatever they were. Raises `ValueError` for wrong numbers or shapes
+    and for NaN or Inf on a support, `TypeError` for what is no floating-point tensor.
 
     >>> P = MaskedProduct([torch.eye(2) > 0, torch.ones(2, 3) > 0], [torch.ones(2, 2), torch.ones(2, 3)])
     >>> P.shape, P.nnz, (P @ torch.ones(3)).tolist()
@@ -41,6 +41,8 @@ class MaskedProduct:
         if len(given) != len(self.supports):
             raise ValueError(f"there are {len(self.supports)} supports and {len(given)} factors. Rule: one each.")
         for i, (support, factor) in enumerate(zip(self.supports, given, strict=True)):
+            if not isinstance(factor, torch.Tensor):
+                raise TypeError(f"factor {i} is a {type(factor).__name__}. Rule: a tensor; write torch.as_tensor(it).")
             if not (factor.is_floating_point() or factor.is_complex()):
                 raise TypeError(f"factor {i} has dtype {factor.dtype}. Rule: real or complex floating point.")
             if tuple(factor.shape) != support.shape:
@@ -49,6 +51,13 @@ class MaskedProduct:
                 raise ValueError(f"factor {i} is {factor.dtype} on {factor.device}, factor 0 is not. Rule: all alike.")
         masks = [support.mask.to(factor.device) for support, factor in zip(self.supports, given, strict=True)]
         self.factors = tuple(torch.where(mask, factor, 0) for mask, factor in zip(masks, given, strict=True))
+        for i, factor in enumerate(self.factors):
+            if not factor.is_meta and not bool(factor.isfinite().all()):
+                kind = str(factor.dtype).removeprefix("torch.")
+                raise ValueError(
+                    f"factor {i} ({kind}) has {int((~factor.isfinite()).sum())} entries on its support that are NaN or "
+                    "Inf. Rule: finite values. Mend them, or take a dtype with a wider range."
+                )
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -68,12 +77,12 @@ class MaskedProduct:
     @property
     def T(self) -> MaskedProduct:
         """The transposed operator."""
-        return MaskedProduct([s.T for s in reversed(self.supports)], [w.mT for w in reversed(self.factors)])
+        return self._turned(w.mT for w in reversed(self.factors))
 
     @property
     def H(self) -> MaskedProduct:
         """The conjugate-transposed operator."""
-        return MaskedProduct([s.T for s in reversed(self.supports)], [w.mH for w in reversed(self.factors)])
+        return self._turned(w.mH for w in reversed(self.factors))
 
     def to(self, *args: Any, **kwargs: Any) -> MaskedProduct:
         """The operator with another dtype or device; arguments as for `Tensor.to`."""
@@ -105,6 +114,13 @@ class MaskedProduct:
         if not isinstance(x, torch.Tensor):
             return NotImplemented
         return self.T @ x if x.ndim == 1 else (self.T @ x.mT).mT
+
+    def _turned(self, factors: Iterable[torch.Tensor]) -> MaskedProduct:
+        """The product of these factors on the transposed supports; nothing is looked at again, nothing copied."""
+        turned = object.__new__(MaskedProduct)
+        turned.supports = tuple(support.T for support in reversed(self.supports))
+        turned.factors = tuple(factors)
+        return turned
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file: the values on the supports, and the supports, eight entries per byte."""

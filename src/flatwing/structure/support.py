@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool
 
+from .limits import require_whole
 from .pattern import Pattern
 
 
@@ -35,27 +36,26 @@ class Support:
 
     @classmethod
     def non_zeros(cls, matrix: Any) -> Support:
-        """Where a matrix is not zero; NaN raises `ValueError`.
+        """Where a matrix is not zero; NaN raises `ValueError`, what is not numbers `TypeError`.
 
         >>> Support.non_zeros(torch.tensor([[0.0, 2.0], [1.0, 0.0]])).nnz
         2
         """
-        values = matrix.toarray() if hasattr(matrix, "toarray") else _numpy(matrix)
-        if np.isnan(values).any():
-            raise ValueError("the matrix has NaN entries. Rule: numbers. NaN is neither zero nor non-zero: replace it.")
-        return cls(values != 0)
+        return cls(_numbers(matrix.toarray() if hasattr(matrix, "toarray") else matrix) != 0)
 
     @classmethod
     def n_of_m(cls, weights: Any, n: int = 2, m: int = 4) -> Support:
         """The n largest of each m neighbours in a row, by absolute value: N:M sparsity as hardware runs it.
 
-        Raises `ValueError` unless 1 <= n <= m and m divides the number of columns.
+        Of equal ones the first. Raises `ValueError` unless n and m are whole, 1 <= n <= m and m divides the number of
+        columns, and for NaN.
 
         >>> Support.n_of_m(np.array([[3.0, 1.0, 2.0, 0.0]])).mask.tolist()
         [[True, False, True, False]]
         """
-        values = np.abs(_numpy(weights))
-        if values.ndim != 2 or not 1 <= n <= m or values.shape[-1] % m:
+        n, m = require_whole("n", n, good=2), require_whole("m", m, good=4)
+        values = np.abs(_numbers(weights))
+        if values.ndim != 2 or not values.size or n > m or values.shape[-1] % m:
             raise ValueError(
                 f"{n}:{m} for a shape of {values.shape}. Rule: a matrix, 1 <= n <= m, m divides the columns. Take m=1."
             )
@@ -72,8 +72,7 @@ class Support:
         >>> Support.blocks(np.eye(2, dtype=bool), 2, 3).shape
         (4, 6)
         """
-        if rows < 1 or columns < 1:
-            raise ValueError(f"blocks of {rows} x {columns}. Rule: at least 1 x 1.")
+        rows, columns = require_whole("rows", rows), require_whole("columns", columns)
         return cls(np.kron(_as_mask(blocks), np.ones((rows, columns), dtype=bool)))
 
     @property
@@ -101,6 +100,8 @@ class Support:
 
     def __matmul__(self, other: Support) -> Support:
         """Where a product of matrices on these supports can be non-zero."""
+        if not isinstance(other, Support):
+            return NotImplemented
         if self.shape[1] != other.shape[0]:
             raise ValueError(
                 f"supports of {self.shape} and {other.shape} do not multiply. Rule: as many columns as rows. "
@@ -109,11 +110,15 @@ class Support:
         return Support(self.array.astype(np.float32) @ other.array.astype(np.float32) > 0)
 
     def __or__(self, other: Support) -> Support:
+        if not isinstance(other, Support):
+            return NotImplemented
         if self.shape != other.shape:
             raise ValueError(f"supports of {self.shape} and {other.shape} have no union. Rule: equal shapes.")
         return Support(self.array | other.array)
 
     def __le__(self, other: Support) -> bool:
+        if not isinstance(other, Support):
+            return NotImplemented
         return self.shape == other.shape and bool((self.array <= other.array).all())
 
     def __eq__(self, other: object) -> bool:
@@ -182,6 +187,15 @@ def _checked(mask: np.ndarray) -> Bool[np.ndarray, "m n"]:
     if not mask.any():
         raise ValueError(f"the mask of shape {mask.shape} allows no entry. Rule: at least one. A factor would be zero.")
     return mask
+
+
+def _numbers(values: Any) -> np.ndarray:
+    array = _numpy(values)
+    if array.dtype.kind not in "biufc":
+        raise TypeError(f"the matrix has dtype {array.dtype}. Rule: numbers, rows of equal length.")
+    if np.isnan(array).any():
+        raise ValueError("the matrix has NaN entries. Rule: numbers. NaN is neither large nor zero: replace it.")
+    return array
 
 
 def _numpy(values: Any) -> np.ndarray:
