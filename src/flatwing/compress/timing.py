@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import gc
 import math
 import random
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
+from ..kernels.race import no_collection
 from .batch import Batch
 from .evaluate import untouched
 
@@ -114,22 +113,10 @@ def _race(
 
     for call in (*calls.values(), *calls.values()):
         timed(call)
-    with _no_collection():
+    with no_collection():
         end = time.perf_counter() + seconds * len(order)
         while len(times[order[0]]) < ROUNDS or time.perf_counter() < end:
             shuffle.shuffle(order)
             for name in order:
                 times[name].append(timed(calls[name]))
     return times
-
-
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """No garbage collection, which would be counted to whichever call it happens in."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()

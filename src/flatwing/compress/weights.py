@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from math import inf, isfinite
 from numbers import Real
@@ -18,6 +17,7 @@ from typing import Any
 
 import torch
 
+from ..core import using_threads
 from ..core.machine import __version__
 from ..nn.base import StructuredLayer
 from .candidates import STRUCTURES, Candidate, candidate, make_layer
@@ -156,7 +156,7 @@ def _fit(
 ) -> None:
     """Write the part file of one matrix: what replaces it as tensors, what is known about it as metadata."""
     bias = checkpoint.tensor(f"{matrix.name}.bias") if matrix.bias else None
-    with _one_thread(), torch.no_grad():
+    with using_threads(1), torch.no_grad():  # sums in one order: bytes that do not depend on the number of threads
         W = checkpoint.tensor(matrix.key).double()
         target = Unweighted(W.mT.contiguous() if matrix.transposed else W)
         del W
@@ -203,14 +203,3 @@ def _is_whole(part: Path) -> bool:
         return "layer" in Checkpoint.open(part).metadata
     except ValueError:
         return False
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Sums are then taken in one order, so that the bytes do not depend on the number of threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

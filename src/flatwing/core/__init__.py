@@ -9,3 +9,4 @@ from .numbers import divisors as divisors
 from .numbers import nearest_divisor as nearest_divisor
 from .registry import Registry as Registry
 from .threads import threads_for as threads_for
+from .threads import using_threads as using_threads

@@ -16,6 +16,7 @@ from typing import final
 
 import torch
 
+from ..core import using_threads
 from ..structure import SparseProduct
 from .api import multiply
 from .backend import Task
@@ -66,7 +67,11 @@ def race(task: Task, names: Sequence[str] | None = None, *, seconds: float = 0.3
         made = torch.randn(shape, generator=generator, device=task.device, dtype=task.dtype)
         return made.requires_grad_(task.train)
 
-    with _threads(task), _no_collection(), torch.set_grad_enabled(task.train):
+    with (
+        using_threads(task.threads if task.device == "cpu" else None),
+        no_collection(),
+        torch.set_grad_enabled(task.train),
+    ):
         x, matrix = random_tensor(*((n, rows) if last else (rows, n))), random_tensor(m, n)
         factors = [random_tensor(p.blocks, p.b, p.c) for p in task.chain]
         product = SparseProduct(task.chain, factors)
@@ -171,20 +176,7 @@ def _timing(times: list[float]) -> Timing:
 
 
 @contextmanager
-def _threads(task: Task) -> Iterator[None]:
-    """As many threads as the task says, then as before."""
-    before = torch.get_num_threads()
-    if task.device == "cpu" and task.threads != before:
-        torch.set_num_threads(task.threads)
-    try:
-        yield
-    finally:
-        if torch.get_num_threads() != before:
-            torch.set_num_threads(before)
-
-
-@contextmanager
-def _no_collection() -> Iterator[None]:
+def no_collection() -> Iterator[None]:
     """No garbage collection, which would be counted to whichever call it happens in."""
     enabled = gc.isenabled()
     gc.disable()

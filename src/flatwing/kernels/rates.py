@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
+from ..core import using_threads
 from . import wisdom
 from .cost import MACHINES, WIDTHS, dtype_name
 
@@ -28,15 +29,10 @@ def measure_rates() -> dict[str, float]:
     >>> rates["gemm"] > 1e8, rates["memory"] < 1e13
     (True, True)
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with torch.no_grad():
-            found = _trials()
-            squares = {dtype: torch.ones(SIDE, SIDE, dtype=dtype) for dtype in WIDTHS["cpu"]}
-            widths = {dtype: _best(lambda a=a: F.linear(a, a)) for dtype, a in squares.items()}
-    finally:
-        torch.set_num_threads(threads)
+    with using_threads(1), torch.no_grad():
+        found = _trials()
+        squares = {dtype: torch.ones(SIDE, SIDE, dtype=dtype) for dtype in WIDTHS["cpu"]}
+        widths = {dtype: _best(lambda a=a: F.linear(a, a)) for dtype, a in squares.items()}
     shipped = MACHINES["cpu"]._asdict()
     rates = {"call": found["call"] / REFERENCE["call"] * shipped["call"]}
     rates |= {name: REFERENCE[name] / found[name] * shipped[name] for name in ("cached", "memory", "gemm")}

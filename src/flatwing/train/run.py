@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -14,6 +14,7 @@ from typing import Any, final
 
 import torch
 
+from ..core import using_threads
 from ..core.machine import __version__
 from ..data import visits
 from .callbacks import Callback, StopOnSignal
@@ -72,7 +73,7 @@ def run_recipe(
     asked = asked if recipe.run.device == "auto" else recipe.run.device
     if asked not in ("cpu", "cuda") or (asked == "cuda" and not torch.cuda.is_available()):
         raise ValueError(f"run.device is {recipe.run.device!r}. Rule: auto, cpu, or cuda where there is a GPU.")
-    with _threads(recipe.run.threads), group(torch.device(asked)) as device:
+    with using_threads(recipe.run.threads), group(torch.device(asked)) as device:
         parts = make_parts(recipe, device)
         folder, logs = RunFolder(out), list[Callback]()
 
@@ -154,21 +155,6 @@ def _run(
         save_model(folder / MODEL, alone, recipe.flat())
         folder.write_json(RESULT, result)
     return Outcome(str(folder.path), step, parts.steps, result)
-
-
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    if count is None:
-        yield
-        return
-    if count < 1:
-        raise ValueError(f"run.threads is {count}. Rule: a whole number, at least 1.")
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _result(
