@@ -134,8 +134,9 @@ def test_no_array_is_ever_unpickled(tmp_path: Path) -> None:
     np.save(tmp_path / "b.npy", np.array([Bomb()], dtype=object))
     write(tmp_path / "c.npy", pickle.dumps(Bomb()))
     for name in ("a.npz", "b.npy", "c.npy"):
-        with pytest.raises(ValueError, match=r"cannot read .* pickles are refused, because reading them runs code"):
+        with pytest.raises(ValueError, match=r"is not readable .* pickled objects are not read") as refusal:
             read_arrays(tmp_path / name)
+        assert "allow_pickle" not in str(refusal.value)
 
 
 @pytest.mark.parametrize(
@@ -156,7 +157,7 @@ def test_truncated_archives_are_refused(tmp_path: Path) -> None:
     np.savez_compressed(tmp_path / "a.npz", x=np.random.rand(100, 10))
     data = (tmp_path / "a.npz").read_bytes()
     for cut in (0, 10, len(data) // 2, len(data) - 5):
-        with pytest.raises(ValueError, match=r"cannot read 'a\.npz'"):
+        with pytest.raises(ValueError, match=r"a\.npz' is not readable"):
             read_arrays(write(tmp_path / "a.npz", data[:cut]))
 
 
@@ -167,7 +168,7 @@ def test_a_header_that_claims_more_than_there_is_is_refused(tmp_path: Path) -> N
     with zipfile.ZipFile(tmp_path / "b.npz", "w") as archive:
         archive.write(tmp_path / "a.npy", "x.npy")
     for name in ("a.npy", "b.npz"):
-        with pytest.raises(ValueError, match=rf"cannot read '{name}' .* Rule: numbers saved by numpy\.savez"):
+        with pytest.raises(ValueError, match=rf"{name}' is not readable .* Rule: a whole \.npy or \.npz file"):
             read_arrays(tmp_path / name)
 
 

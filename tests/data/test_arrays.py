@@ -1,6 +1,7 @@
 """Arrays of a user: read without unpickling, refused by name where they are no data."""
 
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,13 @@ def test_a_flipped_bit_is_found(tmp_path: Path) -> None:
     data = bytearray((tmp_path / "a.npz").read_bytes())
     data[len(data) // 2] ^= 1
     (tmp_path / "a.npz").write_bytes(data)
+    with pytest.raises(ValueError, match="is not readable"):
+        read_arrays(tmp_path / "a.npz")
+
+
+def test_a_header_that_claims_more_than_there_is_is_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive, archive.open("tokens.npy", "w") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<i8", "fortran_order": False, "shape": (1 << 45,)})
     with pytest.raises(ValueError, match="is not readable"):
         read_arrays(tmp_path / "a.npz")
 

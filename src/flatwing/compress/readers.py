@@ -5,30 +5,21 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import json
-import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 
+from ..data.arrays import opened_arrays
+
 TEXTS = (".txt", ".md", ".py", ".rst", ".text", ".html", ".json", ".csv", ".c", ".h", ".js", ".rs")
 LARGEST_TEXT = 64 << 20  # bytes that are read of one text; calibration needs thousands of tokens, not millions
-
-# what numpy raises for bad files; the last two for headers that claim more than there is, or nest without end
-UNREADABLE = (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, MemoryError, RecursionError)
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """The arrays of an .npz file by name, or of an .npy file as "x"; never unpickles. Raises `ValueError`."""
-    try:
-        with path.open("rb") as file:  # numpy would leave it open
-            loaded = np.load(file, allow_pickle=False)
-            arrays = {"x": loaded} if isinstance(loaded, np.ndarray) else {key: loaded[key] for key in loaded.files}
-    except UNREADABLE as error:
-        raise ValueError(
-            f"cannot read {path.name!r} ({error}). Rule: numbers saved by numpy.savez or numpy.save; pickles are "
-            "refused, because reading them runs code."
-        ) from error
+    with opened_arrays(path) as file:
+        loaded = np.load(file, allow_pickle=False)
+        arrays = {"x": loaded} if isinstance(loaded, np.ndarray) else {key: loaded[key] for key in loaded.files}
     for key, array in arrays.items():
         if array.dtype.kind not in "biuf":
             raise ValueError(f"{path.name}[{key}] has dtype {array.dtype}. Rule: whole or real numbers.")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -22,6 +24,31 @@ CLASSES = 1 << 20  # no head has more outputs; numbers above are keys of somethi
 VOCAB = 1 << 31  # and those are no tokens
 
 
+# what numpy raises for bad files; the last two for headers that claim more than there is, or nest without end
+UNREADABLE = (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, MemoryError, RecursionError)
+
+
+@contextmanager
+def opened_arrays(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """An open file of numpy; what numpy says inside of one that it cannot read becomes one kind of `ValueError`.
+
+    A file is opened here because numpy leaves a damaged one open.
+    """
+    try:
+        with open(path, "rb") as file:
+            if not file.read(len(NPY)).startswith((NPY, ZIP)):
+                raise ValueError("it does not begin as one")
+            file.seek(0)
+            yield file
+    except UNREADABLE as error:
+        # what numpy says of objects is how to run what is in them
+        why = "it holds objects" if "pickle" in str(error) else error
+        raise ValueError(
+            f"{str(path)!r} is not readable ({why}). Rule: a whole .npy or .npz file of numbers, as np.save and "
+            "np.savez write it; pickled objects are not read."
+        ) from None
+
+
 def read_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """{"x": ..., "y": ...} or {"tokens": ...} of a file of numpy; the array of a .npy file is tokens, memory-mapped.
 
@@ -30,25 +57,14 @@ def read_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """
     if not Path(path).is_file():
         raise ValueError(f"there is no file {str(path)!r}. Rule: a .npy or .npz file.")
-    try:
-        with open(path, "rb") as file:
-            begins = file.read(len(NPY))
-            if begins == NPY:
-                return {"tokens": np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))}
-            if not begins.startswith(ZIP):
-                raise ValueError("it does not begin as one")
-            file.seek(0)
-            loaded = np.load(file, allow_pickle=False)  # given a path, it leaves a damaged file open
-            wanted = next((keys for keys in ({"x", "y"}, {"tokens"}) if keys <= set(loaded.files)), None)
-            if wanted is not None:
-                return {name: loaded[name] for name in sorted(wanted)}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        # what numpy says of objects is how to run what is in them
-        why = "it holds objects" if "pickle" in str(error) else error
-        raise ValueError(
-            f"{str(path)!r} is not readable ({why}). Rule: a whole .npy or .npz file of numbers, as np.save and "
-            "np.savez write it; pickled objects are not read."
-        ) from None
+    with opened_arrays(path) as file:
+        if file.read(len(NPY)) == NPY:
+            return {"tokens": np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))}
+        file.seek(0)
+        loaded = np.load(file, allow_pickle=False)
+        wanted = next((keys for keys in ({"x", "y"}, {"tokens"}) if keys <= set(loaded.files)), None)
+        if wanted is not None:
+            return {name: loaded[name] for name in sorted(wanted)}
     raise ValueError(
         f"{str(path)!r} holds {', '.join(sorted(loaded.files)) or 'nothing'}. Rule: arrays x and y, or tokens. "
         "Write np.savez(path, x=..., y=...)."
