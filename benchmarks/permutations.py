@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +24,7 @@ import torch
 
 from flatwing import Chain, factorize
 from flatwing.core import replacing
+from flatwing.core.machine import environment
 from flatwing.structure import transforms
 
 RESULT = Path(__file__).parent / "results" / "permutations.json"
@@ -106,13 +106,7 @@ def main() -> None:
                     "mean_seconds": round(sum(seconds) / len(seconds), 4),
                     "trials": trials,
                 }
-        content[f"n={n}"] = {
-            "threads": 1,
-            "machine": platform.machine(),
-            "torch": torch.__version__,
-            "scipy": scipy.__version__,
-            "runs": runs,
-        }
+        content[f"n={n}"] = {"environment": environment() | {"scipy": scipy.__version__}, "runs": runs}
         with replacing(arguments.out) as temporary:
             temporary.write_text(json.dumps(content, indent=1) + "\n")
 
