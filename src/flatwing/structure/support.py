@@ -136,11 +136,17 @@ class Support:
 
 
 def as_supports(masks: Iterable[Any]) -> tuple[Support, ...]:
-    """Supports of factors in the order of the product; raises `ValueError` if there are none or they do not multiply.
+    """Supports of factors in the order of the product, from one boolean matrix each.
+
+    Raises `ValueError` if there are none or they do not multiply, `TypeError` for what is no sequence of masks.
 
     >>> as_supports([np.ones((3, 2), dtype=bool), np.ones((2, 4), dtype=bool)])
     (Support(shape=(3, 2), nnz=6), Support(shape=(2, 4), nnz=8))
     """
+    if isinstance(masks, Support) or not isinstance(masks, Iterable) or getattr(masks, "ndim", 3) == 2:
+        shape = getattr(masks, "shape", None)
+        what = f"a {type(masks).__name__}" + (f" of shape {tuple(shape)}" if shape is not None else "")
+        raise TypeError(f"the supports are {what}. Rule: a list, one boolean matrix per factor, leftmost first.")
     supports = []
     for i, mask in enumerate(masks):
         try:

@@ -121,8 +121,7 @@ def tractability(*supports: Any) -> Tractability:
 
 def two_supports(*supports: Any) -> tuple[Support, Support]:
     """Two supports that multiply, from two arguments or one sequence; raises `ValueError` otherwise."""
-    masks: Sequence[Any] = supports[0] if len(supports) == 1 and isinstance(supports[0], list | tuple) else supports
-    found = as_supports(masks)
+    found = as_supports(supports[0] if len(supports) == 1 else supports)
     if len(found) != 2:
         raise ValueError(f"got {len(found)} supports. Rule: two, of shapes (m, r) and (r, n). For more: palm.")
     return found[0], found[1]
