@@ -4,13 +4,15 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+import scipy.linalg
 import torch
 from scipy.optimize import minimize
 
 from flatwing import Pattern
-from flatwing.factorize import factorize_fixed
+from flatwing.factorize import factorize_fixed, palm
 from flatwing.factorize.fixed import cut_bound
-from flatwing.structure import Support, tractability
+from flatwing.structure import Support, tractability, wellposedness
+from strategies import as_user
 
 Masks = tuple[np.ndarray, np.ndarray]
 
@@ -246,8 +248,76 @@ def test_other_refusals() -> None:
         factorize_fixed(torch.full((3, 4), torch.nan), ok)
     with pytest.raises(TypeError, match="dtype int64"):
         factorize_fixed(torch.ones(3, 4, dtype=torch.int64), ok)
-    with pytest.raises(ValueError, match="starts is 0"):
+    with pytest.raises(ValueError, match=r"starts is 0. Rule: a whole number, at least 1. Take 20"):
         factorize_fixed(A, ok, starts=0)
     apart = [np.array([[1, 0]] * 3) > 0, np.array([[0] * 4, [1] * 4]) > 0]
     with pytest.raises(ValueError, match="no column of the first support meets a row of the second"):
         factorize_fixed(A, apart)
+
+
+def test_numbers_and_supports_of_another_kind_are_refused() -> None:
+    A, ok = torch.randn(3, 4), [np.ones((3, 2), bool), np.ones((2, 4), bool)]
+    for arguments, message in (
+        ({"starts": 1.5}, r"starts is 1\.5\. Rule: a whole number"),
+        ({"seed": None}, "seed is None. Rule: a whole number, at least 0"),
+        ({"seed": -1}, "seed is -1. Rule: a whole number, at least 0"),
+    ):
+        with as_user(), pytest.raises(ValueError, match=message):
+            factorize_fixed(A, ok, **arguments)  # type: ignore[arg-type]
+    with as_user(), pytest.raises(TypeError, match=r"the supports are a ndarray of shape \(3, 2\)\. Rule: a list"):
+        factorize_fixed(A, ok[0])  # type: ignore[arg-type]
+    with as_user(), pytest.raises(TypeError, match=r"the supports are a NoneType\. Rule: a list"):
+        factorize_fixed(A, None)  # type: ignore[arg-type]
+
+
+def test_notes_say_whether_a_best_product_exists() -> None:
+    lower = np.tri(2) > 0
+    A = np.array([[0.0, 1], [1, 0]])
+    assert "a best product need not exist (not closed)" in factorize_fixed(A, [lower, lower.T], starts=1).notes[-1]
+    everything = np.ones((2, 2), bool)
+    assert not any("exist" in note for note in factorize_fixed(A, [everything, everything]).notes)
+    # outer entries that a rank-one class and a class of its own share: closed, though no theorem solves it
+    left, right = np.array([[1, 1], [1, 0], [1, 0]]) > 0, np.array([[1, 1, 1], [1, 1, 0]]) > 0
+    B = np.random.default_rng(0).standard_normal((3, 3))
+    status = wellposedness(left, right).status
+    result = factorize_fixed(B, [left, right], starts=1)
+    assert not tractability(left, right)
+    assert f"({status})" in result.notes[-1]
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision_is_told(kind: torch.dtype) -> None:
+    A = torch.randn(3, 4).to(kind)
+    ok = [np.ones((3, 2), bool), np.ones((2, 4), bool)]
+    result = factorize_fixed(A, ok)
+    assert result.product.dtype == torch.float32
+    assert result.notes[-1] == f"{str(kind)[6:]} input: computed in float64, factors in float32"
+    torch.testing.assert_close(result.product.dense(), factorize_fixed(A.float(), ok).product.dense())
+
+
+def rotated(sigma: list[float], n: int, seed: int) -> np.ndarray:
+    """A matrix with these singular values to the last bit: sums of few powers of two are exact."""
+    rng = np.random.default_rng(seed)
+    H = scipy.linalg.hadamard(n).astype(float)
+    signs = rng.choice([-1.0, 1.0], (2, n))
+    left, right = H[rng.permutation(n)] * signs[0], (H * signs[1])[:, rng.permutation(n)]
+    return left[:, : len(sigma)] @ (np.array(sigma)[:, None] * right[: len(sigma)]) / n
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("unit", [1e-30, 1.0, 1e30])
+def test_bounds_hold_in_spite_of_rounding(dtype: type, unit: float) -> None:
+    # the tail is so small beside the rest that rounding of singular values counts
+    tail = 2.0**-40 if dtype is np.float64 else 2.0**-13
+    power = 2.0 ** round(np.log2(unit))  # changes no digit
+    for seed in range(20):
+        n = (8, 16)[seed % 2]
+        A = (rotated([1, 0.5, tail], n, seed) * power).astype(dtype)
+        ones = np.ones((n, 2), bool)
+        norm = (1.25 + tail**2) ** 0.5
+        for certificate in (
+            factorize_fixed(A, [ones, ones.T]).certificate,
+            palm(A, [ones, ones.T], sweeps=1, polishing=False).certificate,
+        ):
+            assert 0 < certificate.lower_bound <= tail / norm <= certificate.guarantee
+            assert certificate.lower_bound == pytest.approx(tail / norm, rel=0.02)

@@ -6,6 +6,7 @@ import torch
 from flatwing.factorize import SCHEMES, Scheme, hierarchical, palm
 from flatwing.factorize.schemes import parse_scheme, rectangular_scheme, square_scheme
 from flatwing.structure import transforms
+from strategies import as_user
 
 
 @pytest.mark.parametrize("n", [4, 8, 32, 64])
@@ -118,7 +119,8 @@ def test_presets() -> None:
         ("rectangular(4,2,0)", r"does not fit rectangular\(factors, k, s\)"),
         ("hadamard(3)", "'hadamard\\(3\\)' does not fit hadamard. Rule"),
         ("hadamar", "unknown scheme 'hadamar', did you mean 'hadamard'"),
-        ("(3)", "is no scheme. Rule: a name, and numbers: hadamard, square, rectangular"),
+        ("(3)", r"is no scheme\. Rule: NAME or NAME\(NUMBERS\), NAME of hadamard, square, rectangular"),
+        ("square(2.5,2)", r"'square\(2\.5,2\)' does not fit square\(factors, k\)\. Rule: whole numbers >= 1"),
     ],
 )
 def test_texts_are_refused(text: str, message: str) -> None:
@@ -132,7 +134,7 @@ def test_refusals() -> None:
         Scheme.of("sp(2)*2", "id")
     with pytest.raises(ValueError, match="side='up' is unknown"):
         Scheme.of("sp(2)", "id", side="up")
-    with pytest.raises(ValueError, match="there are 2 sizes for 1 steps"):
+    with pytest.raises(ValueError, match=r"sizes is \(2, 2\) for 1 steps. Rule: a tuple, one per step"):
         Scheme.of("sp(2)", "id", sizes=(2, 2))
     with pytest.raises(ValueError, match="sweeps is 0"):
         hierarchical(A, "hadamard", sweeps=0)
@@ -142,3 +144,19 @@ def test_refusals() -> None:
         hierarchical(A, Scheme.of("sp(4) nm(1,3)", "id*2"))
     with pytest.raises(ValueError, match="rho=-1"):
         rectangular_scheme(4, 9, 3, 2, 2, rho=-1.0)
+
+
+def test_other_kinds_are_refused_by_name() -> None:
+    A = torch.randn(4, 4)
+    with as_user(), pytest.raises(TypeError, match=r"the scheme is a NoneType\. Rule: a text"):
+        hierarchical(A, None)  # type: ignore[arg-type]
+    with as_user(), pytest.raises(ValueError, match=r"sweeps is 1\.5\. Rule: a whole number, at least 1\. Take 30"):
+        hierarchical(A, "hadamard", sweeps=1.5)  # type: ignore[arg-type]
+    with as_user(), pytest.raises(ValueError, match=r"size 0 is 2\.5\. Rule: a whole number"):
+        Scheme.of("sp(2)", "id", sizes=(2.5,))  # type: ignore[arg-type]
+
+
+def test_half_precision_is_told() -> None:
+    result = hierarchical(torch.randn(4, 4).half(), "hadamard", sweeps=2, refits=2)
+    assert result.product.dtype == torch.float32
+    assert result.notes[-1] == "float16 input: computed in float64, factors in float32"

@@ -9,6 +9,7 @@ from flatwing.factorize import PROJECTIONS, Projection, factorize_fixed, palm
 from flatwing.factorize.projections import projections_of
 from flatwing.factorize.proximal import State, begin, scaled
 from flatwing.structure import MaskedProduct, Support
+from strategies import as_user
 
 
 def hadamard(n: int) -> torch.Tensor:
@@ -219,9 +220,13 @@ def test_numbers_of_the_result() -> None:
     ("arguments", "message"),
     [
         ({"projections": "sp(2)*2", "sizes": [3, 3]}, "there are 2 sizes for 2 factors"),
-        ({"projections": "sp(2)*2", "sizes": [0]}, r"the inner sizes are \[0\]"),
-        ({"projections": "sp(2)*2", "sweeps": 0}, "sweeps is 0. Rule: a whole number >= 1"),
+        ({"projections": "sp(2)*2", "sizes": [0]}, r"size 0 is 0\. Rule: a whole number, at least 1\. Take 4"),
+        ({"projections": "sp(2)*2", "sweeps": 0}, "sweeps is 0. Rule: a whole number, at least 1"),
         ({"projections": "sp(2)*2", "starts": 0}, "starts is 0"),
+        ({"projections": "sp(2)*2", "seed": -1}, "seed is -1. Rule: a whole number, at least 0"),
+        ({"projections": "sp(2)*2", "tolerance": float("nan")}, "tolerance is nan. Rule: a finite number, at least 0"),
+        ({"projections": "sp(2)*2", "tolerance": -1.0}, "tolerance is -1.0"),
+        ({"projections": "sp(2)*2", "tolerance": float("inf")}, "tolerance is inf"),
         ({"projections": "sp(2)*2", "direction": "up"}, "direction='up' is unknown. Rule: 'r2l' or 'l2r'"),
         ({"projections": "sp(2) nm(1,3)"}, r"factor 1, nm\(1,3\): .* 3 \| 4"),
         (
@@ -256,5 +261,45 @@ def test_every_projection_works_inside() -> None:
     arguments = {"k": "2", "n": "2", "m": "4", "rows": "2", "columns": "2", "blocks": "2"}
     for name, rule in PROJECTIONS.items():
         numbers = ",".join(arguments.get(key, "") for key in rule.parameters)
-        given = {"supp": np.tri(4) > 0, "const": np.eye(4)}.get(name, f"{name}({numbers})" if numbers else name)
+        given = {"supp": np.tri(4) > 0, "const": 2 * np.eye(4)}.get(name, f"{name}({numbers})" if numbers else name)
         assert palm(A, [given, "id"], sweeps=40).certificate.error < 0.95, name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"sizes": 2}, r"sizes is 2\. Rule: a list, one between two factors, such as \[4\]"),
+        ({"sizes": [2.5]}, r"size 0 is 2\.5\. Rule: a whole number, at least 1\. Take 4"),
+        ({"seed": None}, "seed is None. Rule: a whole number"),
+        ({"starts": 1.5}, r"starts is 1\.5\. Rule: a whole number"),
+        ({"sweeps": float("nan")}, "sweeps is nan. Rule: a whole number"),
+        ({"tolerance": "a"}, "tolerance is 'a'. Rule: a finite number"),
+    ],
+)
+def test_numbers_of_another_kind_are_refused(arguments: dict, message: str) -> None:
+    with as_user(), pytest.raises(ValueError, match=message):
+        palm(torch.randn(6, 4), "sp(2)*2", **arguments)
+
+
+def test_masks_may_be_whatever_a_support_is_made_of() -> None:
+    A = torch.randn(2, 2, dtype=torch.float64)
+    lists = [[True, False], [True, True]], [[True, True], [False, True]]
+    found = palm(A, list(lists)).product.supports
+    assert found == tuple(map(Support, lists))
+    assert palm(A, torch.tensor(lists)).product.supports == found
+
+
+def test_constants_of_any_size() -> None:
+    # only the direction of a constant counts; its squares may be out of range
+    A, fixed = torch.randn(4, 3, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64)
+    plain, *others = [palm(A, [fixed * unit, "id"], sweeps=20).product.dense() for unit in (1, 1e-250, 1e250)]
+    for other in others:
+        torch.testing.assert_close(other, plain)
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision_is_told(kind: torch.dtype) -> None:
+    result = palm(torch.randn(4, 4).to(kind), "sp(8)*2")
+    assert result.product.dtype == torch.float32
+    assert result.notes[-1] == f"{str(kind)[6:]} input: computed in float64, factors in float32"
+    assert not any("input" in note for note in palm(torch.randn(4, 4), "sp(8)*2").notes)

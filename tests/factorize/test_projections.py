@@ -191,7 +191,7 @@ def test_text() -> None:
 
 def test_what_stands_for_a_projection() -> None:
     pattern = Pattern(2, 1, 2, 1)
-    found = projections_of([pattern, MASK.numpy(), Support(MASK), "sp(3)", Projection("id"), np.ones((2, 3))])
+    found = projections_of([pattern, MASK.numpy(), Support(MASK), "sp(3)", Projection("id"), 2 * np.ones((2, 3))])
     assert [one.name for one in found] == ["supp", "supp", "supp", "sp", "id", "const"]
     assert [one.shape for one in found] == [(2, 4), (4, 4), (4, 4), None, None, (2, 3)]
     assert [str(one) for one in found][0::5] == ["supp(2x4)", "const(2x3)"]
@@ -208,6 +208,11 @@ def test_what_stands_for_a_projection() -> None:
         ("sp(2)*0", "does not fit sp"),
         ("sp(2) + id", r"'\+ id' in 'sp\(2\) \+ id' is no projection"),
         ("sp(-1)", r"does not fit sp\(k\)"),
+        ("sp(1.5)*2", r"'sp\(1\.5\)\*2' does not fit sp\(k\)"),
+        ("sp(2)*2.5", r"'sp\(2\)\*2\.5' does not fit sp\(k\)"),
+        ("sp(4", r"'sp\(4' does not fit sp\(k\)"),
+        ("SP(4)", "unknown projection 'SP'"),
+        ("sp(4)*99999999", "holds more than 1000 projections"),
         ("supp", "'supp' takes no text"),
         ("", "holds no projection"),
         ("sp(2) sp(2)", "holds 2 projections. Rule: one"),
@@ -223,7 +228,7 @@ def test_lists_are_refused() -> None:
         projections_of([])
     with pytest.raises(TypeError, match=r"projections are a Tensor\. Rule: a list"):
         projections_of(torch.ones(3, 3))
-    with pytest.raises(ValueError, match="a constant factor has 1 entries that are NaN"):
+    with pytest.raises(ValueError, match=r"projection 0: the constant has 1 entries that are NaN"):
         projections_of([np.array([[np.nan]])])
 
 
@@ -236,7 +241,7 @@ def test_lists_are_refused() -> None:
         ("circ", (3, 4), "circ of 3 x 4. Rule: a square factor"),
         ("skperm(1)", (3, 4), "square"),
         (MASK, (3, 4), r"a support of \(4, 4\) for a factor of \(3, 4\)"),
-        (torch.ones(2, 2), (3, 4), r"a constant of \(2, 2\) for a factor of \(3, 4\)"),
+        (torch.randn(2, 2), (3, 4), r"a constant of \(2, 2\) for a factor of \(3, 4\)"),
     ],
 )
 def test_sizes_that_do_not_fit(what, shape: tuple[int, int], message: str) -> None:
@@ -248,3 +253,37 @@ def test_rules_speak_for_themselves() -> None:
     assert PROJECTIONS["nm"].parameters == ("n", "m")
     assert PROJECTIONS["sp"].summary == "The k largest entries."
     assert all(rule.summary.endswith(".") for rule in PROJECTIONS.values())
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64, torch.int64, torch.complex64], ids=str)
+def test_zeros_and_ones_that_are_not_boolean_could_be_either(kind: torch.dtype) -> None:
+    mask = torch.eye(3).to(kind)
+    with pytest.raises(
+        TypeError, match=r"projection 1: a matrix of \(3, 3\), torch\.\w+, has only zeros and ones\. Rule"
+    ):
+        projections_of(["id", mask])
+    assert Projection.of(mask != 0).name == "supp"
+    if kind != torch.int64:
+        assert Projection("const", (mask,)).name == "const"
+
+
+def test_what_stands_for_no_projection() -> None:
+    with pytest.raises(TypeError, match=r"projection 0: None is no projection\. Rule: a text such as"):
+        projections_of([None])
+    with pytest.raises(TypeError, match=r"projection 0: \['sp\(3\)'\] is no projection"):
+        projections_of([["sp(3)"]])
+    for single in (np.ones((2, 2), bool), Support(np.ones((2, 2), bool)), {"sp(3)": 1}, None):
+        with pytest.raises(TypeError, match=r"projections are a \w+\. Rule: a list, one per factor"):
+            projections_of(single)
+
+
+def test_arguments_are_checked_however_they_come() -> None:
+    with pytest.raises(ValueError, match=r"sp has arguments \(\)\. Rule: sp\(k\)"):
+        Projection("sp")
+    with pytest.raises(ValueError, match=r"k is 1\.5\. Rule: a whole number"):
+        Projection("sp", (1.5,))
+    with pytest.raises(ValueError, match="unknown projection 'spp'"):
+        Projection("spp", (1,))
+    with pytest.raises(ValueError, match=r"the constant is zero everywhere\. Rule: an entry that is not zero"):
+        Projection("const", (np.zeros((2, 2)),))
+    assert Projection("supp", (np.eye(2) > 0,)) == Projection.of(np.eye(2) > 0)

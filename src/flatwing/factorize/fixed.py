@@ -11,14 +11,22 @@ import torch
 from jaxtyping import Num
 
 from ..core import as_matrix
-from ..structure import MaskedProduct, Support, Tractability, tractability
+from ..structure import MaskedProduct, Support, Tractability, tractability, wellposedness
+from ..structure.limits import require_whole
 from ..structure.support import product_support
 from ..structure.tractable import two_supports
 from .certificate import Certificate, relative, rounding_level
 from .descent import descend
 from .factorization import Factorization
-from .rectangles import rectangle_bound
+from .rectangles import lost_energy, rectangle_bound
 
+EXISTENCE = {
+    "closed": "a best product exists for every matrix (closed)",
+    "not closed": "a best product need not exist (not closed): for some matrices the error falls for ever while the "
+    "factors grow; wellposedness(supports) shows one",
+    "undecided": "whether a best product exists for every matrix is not known (undecided); where the error falls for "
+    "ever while the factors grow, there is none",
+}
 THEOREMS = {
     1: "optimal: rank-one supports disjoint or equal (Le, Riccietti, Gribonval 2023, Theorem 1)",
     2: "optimal: disjoint rectangular remainders (Le, Riccietti, Gribonval 2023, Theorem 2)",
@@ -37,7 +45,8 @@ def factorize_fixed(
     """Approximate A (m, n) by X @ Y with supp X in S1 (m, r) and supp Y in S2 (r, n), and prove how good that is.
 
     Args:
-        A: torch tensor or numpy array, real or complex; computed in double precision, returned in its own.
+        A: torch tensor or numpy array, real or complex; computed in double precision, returned in its own, float16 and
+            bfloat16 in float32.
         supports: S1 and S2, boolean arrays or `Support`s in the order of the product.
         starts: where the supports are not tractable, so many descents from random values; the best one is returned.
         seed: of the random values.
@@ -45,8 +54,9 @@ def factorize_fixed(
 
     Where `tractability(S1, S2)` holds the result is optimal and the certificate says so: ratio 1. Elsewhere the problem
     is NP-hard, the certificate's `lower_bound` is rigorous, and the result is within `ratio` of optimal; the infimum
-    may then not be attained at all (see `wellposedness`). Raises `ValueError` for supports that do not multiply or do
-    not fit A, NaN or Inf, `TypeError` for masks that are not boolean. Cost: one SVD per class of rank-one supports.
+    may then not be attained at all: the notes say what `wellposedness` knows about that. Raises `ValueError` for
+    supports that do not multiply or do not fit A, NaN or Inf, numbers that are not whole, `TypeError` for masks that
+    are not boolean. Cost: one SVD per class of rank-one supports, or `starts` descents of 300 steps.
     Source: Le, Riccietti, Gribonval, "Spurious valleys, NP-hardness, and tractability of sparse matrix factorization
     with fixed support", SIAM J. Matrix Anal. Appl. 44(2), 2023; (I, J) -> supports, J transposed.
 
@@ -55,7 +65,7 @@ def factorize_fixed(
     >>> round(result.certificate.error, 3), round(result.certificate.ratio, 6)
     (0.135, 1.0)
     """
-    left, right = two_supports(*supports)
+    left, right = two_supports(supports)
     matrix = as_matrix(A)
     shape = (left.shape[0], right.shape[1])
     if tuple(matrix.shape) != shape:
@@ -64,8 +74,7 @@ def factorize_fixed(
             f"A is {m} x {n}, a product on supports {left.shape} and {right.shape} is {shape[0]} x {shape[1]}. "
             f"Rule: equal sizes; the supports are (m, r) and (r, n). Give supports ({m}, r) and (r, {n})."
         )
-    if starts < 1:
-        raise ValueError(f"starts is {starts}. Rule: at least 1 descent.")
+    starts, seed = require_whole("starts", starts, good=20), require_whole("seed", seed, least=0)
     wide = matrix.to(torch.complex128 if matrix.is_complex() else torch.float64)
     scale = float(wide.abs().max()) or 1.0  # squares of large or tiny entries would leave the range of numbers
     wide = wide / scale
@@ -73,27 +82,31 @@ def factorize_fixed(
     outside = _energy(wide[~torch.from_numpy(verdict.reachable).to(wide.device)])
     notes: tuple[str, ...] = ()
     if verdict.tractable:
-        X, Y, inside = solve_tractable(wide, verdict, left.shape[1])
-        bound = outside + inside
+        X, Y, (least, most) = solve_tractable(wide, verdict, left.shape[1])
+        bounds = outside + least, outside + most
     else:
         X, Y, notes = descend(wide, (left, right), starts, seed, progress)
-        bound = rectangle_bound(wide, verdict)
+        bounds = rectangle_bound(wide, verdict), np.inf
     balanced = (X * scale**0.5).to(matrix.dtype), (Y * scale**0.5).to(matrix.dtype)
     product = MaskedProduct([left, right], balanced)
-    certificate = certify(matrix, product, bound, THEOREMS[verdict.theorem], verdict.tractable)
-    return Factorization(product, certificate, (), (), "none", (*notes, str(verdict)), (certificate,))
+    certificate = certify(matrix, product, bounds, THEOREMS[verdict.theorem])
+    notes = (*notes, str(verdict), *half_note(A))
+    if not verdict.tractable:
+        notes = (*notes, EXISTENCE[wellposedness(left, right).status])
+    return Factorization(product, certificate, (), (), "none", notes, (certificate,))
 
 
 def solve_tractable(
     A: Num[torch.Tensor, "m n"], verdict: Tractability, r: int
-) -> tuple[Num[torch.Tensor, "m r"], Num[torch.Tensor, "r n"], float]:
-    """The optimal X and Y for tractable supports with r columns, and the squared error inside of the reachable entries.
+) -> tuple[Num[torch.Tensor, "m r"], Num[torch.Tensor, "r n"], tuple[float, float]]:
+    """The optimal X and Y for tractable supports with r columns, and what they lose of the reachable entries.
 
-    Each class that is not complete gets the truncated SVD of A on its remainder; what then is missing where complete
-    classes are is theirs to hold, each entry by one of them.
+    The loss, squared, is given as what it is at least, and at most: singular values are rounded. Each class that is not
+    complete gets the truncated SVD of A on its remainder; what then is missing where complete classes are is theirs to
+    hold, each entry by one of them.
     """
     X, Y = A.new_zeros(A.shape[0], r), A.new_zeros(r, A.shape[1])
-    inside = 0.0
+    least = most = 0.0
     for one in verdict.classes:
         if one.complete or not one.remainder.any():
             continue
@@ -104,7 +117,8 @@ def solve_tractable(
         root = sigma[:rank].sqrt()
         X[rows[:, None], members] = U[:, :rank] * root
         Y[members[:, None], columns] = root[:, None] * Vh[:rank]
-        inside += float(sigma[rank:].square().sum())
+        lost = lost_energy(sigma.numpy(force=True), rank)
+        least, most = least + lost[0], most + lost[1]
     free = torch.from_numpy(verdict.covered).to(A.device)
     rest = torch.where(free, A - X @ Y, 0)
     for one in verdict.classes:
@@ -121,7 +135,7 @@ def solve_tractable(
             members = members[: len(columns)]
             X[rows[:, None], members] = held
             Y[members, columns] = 1
-    return X, Y, inside
+    return X, Y, (least, most)
 
 
 def cut_bound(A: Num[torch.Tensor, "m n"], supports: Sequence[Support]) -> float:
@@ -140,8 +154,7 @@ def cut_bound(A: Num[torch.Tensor, "m n"], supports: Sequence[Support]) -> float
     for verdict in verdicts:
         outside = _energy(A[~torch.from_numpy(verdict.reachable).to(A.device)])
         members = 1 + max(int(one.members.max()) for one in verdict.classes)
-        inside = solve_tractable(A, verdict, members)[2] + outside if verdict else rectangle_bound(A, verdict)
-        bounds.append(inside)
+        bounds.append(outside + solve_tractable(A, verdict, members)[2][0] if verdict else rectangle_bound(A, verdict))
     return max(bounds)
 
 
@@ -151,11 +164,12 @@ def _sides(supports: Sequence[Support]) -> Iterator[tuple[Sequence[Support], Cal
 
 
 def certify(
-    A: Num[torch.Tensor, "m n"], product: MaskedProduct, bound: float, theorem: str, optimal: bool
+    A: Num[torch.Tensor, "m n"], product: MaskedProduct, bounds: tuple[float, float], theorem: str
 ) -> Certificate:
-    """The certificate of a product of A, given a lower bound on the squared error of any product on its supports.
+    """The certificate of a product of A, given what the squared error of the best one on its supports is at least.
 
-    The bound is for A divided by its largest absolute entry: squares of others may be out of range.
+    The second of the bounds is what it is at most, if this product is known to be the best, else infinite. They are
+    for A divided by its largest absolute entry: squares of others may be out of range.
     """
     wide = torch.complex128 if A.is_complex() else torch.float64
     target, factors = A.to(wide), [factor.to(wide) for factor in product.factors]
@@ -169,9 +183,16 @@ def certify(
     exact = error <= rounding_level(A.dtype, len(factors))
     eps = torch.finfo(torch.float64).eps
     # nothing achieved is below the optimum; and the bound was itself rounded
-    lower = 0.0 if exact else min(relative(bound, norm) * (1 - 64 * eps), error)
-    guarantee = relative(bound, norm) + rounding_level(A.dtype, len(factors)) if optimal else np.inf
-    return Certificate(error, lower, guarantee, 1.0 if optimal else np.inf, theorem, exact)
+    lower = 0.0 if exact else min(relative(bounds[0], norm) * (1 - 64 * eps), error)
+    optimal = bounds[1] < np.inf
+    guarantee = relative(bounds[1], norm) * (1 + 64 * eps) + rounding_level(A.dtype, len(factors))
+    return Certificate(error, lower, guarantee if optimal else np.inf, 1.0 if optimal else np.inf, theorem, exact)
+
+
+def half_note(A: Any) -> tuple[str, ...]:
+    """What to tell who gives a matrix of 16 bits: what `factorize` does with it, too."""
+    name = str(getattr(A, "dtype", None)).removeprefix("torch.")
+    return (f"{name} input: computed in float64, factors in float32",) if name in ("float16", "bfloat16") else ()
 
 
 def _energy(values: torch.Tensor) -> float:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from itertools import accumulate
+from numbers import Real
 from typing import Any, final
 
 import numpy as np
@@ -14,10 +15,11 @@ from jaxtyping import Num
 
 from ..core import as_matrix
 from ..structure import MaskedProduct, Support
+from ..structure.limits import require_whole
 from .certificate import rounding_level
 from .descent import polish, random_factor
 from .factorization import Factorization
-from .fixed import certify, cut_bound
+from .fixed import certify, cut_bound, half_note
 from .projections import Projection, projections_of
 
 DIRECTIONS = ("r2l", "l2r")
@@ -47,12 +49,14 @@ def palm(
     """Approximate A (m, n) by a product of any number of factors, each in the set of its projection. No guarantee.
 
     Args:
-        A: torch tensor or numpy array, real or complex; computed in double precision, returned in its own.
+        A: torch tensor or numpy array, real or complex; computed in double precision, returned in its own, float16 and
+            bfloat16 in float32.
         projections: one per factor, leftmost first: a text such as "splin(2)" (see `PROJECTIONS`), a boolean mask or
-            `Support`, or a matrix that is kept; or one text for all, such as "spcol(2)*5".
+            whatever else `Support` takes, or a matrix that is kept (one of only zeros and ones is refused: it could be
+            either); or one text for all, such as "spcol(2)*5".
         sizes: inner sizes of the product, one fewer than factors; default: what masks say, else the smaller of m and n.
         sweeps: at most so many updates of every factor; 10 where masks are given for all and `polishing` follows.
-        tolerance: stop when a sweep lowers the error by less than this share of it.
+        tolerance: stop when a sweep lowers the error by no more than this share of it; at least 0.
         direction: "r2l" updates the rightmost factor first, "l2r" the leftmost.
         starts: the best of so many is returned. The first begins with a zero factor and identities, as FAuST does,
             unless a mask is given; the others, and all of them with masks, with random values.
@@ -62,9 +66,11 @@ def palm(
         progress: called as progress(what, done, total).
 
     The supports of the result are where its factors are not zero, or the given masks. `certificate.lower_bound` follows
-    from the sizes and masks alone; elsewhere than for masks it is mostly 0, and the ratio is then not known. Raises
-    `ValueError` for shapes that do not multiply or fit, unknown projections, NaN or Inf, `TypeError` for what is no
-    matrix or projection. Cost of a sweep: about 8 dense products per factor, plus the projections.
+    from the sizes and masks alone; elsewhere than for masks it is mostly 0, and the ratio is then not known. Many
+    factors at once mostly end in a bad critical point: a Hadamard matrix larger than 4 x 4 is found by `hierarchical`,
+    not by this. Raises `ValueError` for shapes that do not multiply or fit, unknown projections, numbers that are not
+    whole, NaN or Inf, `TypeError` for what is no matrix or projection. Cost of a sweep: about 8 dense products per
+    factor, plus the projections.
     Source: Bolte, Sabach, Teboulle, "Proximal alternating linearized minimization", Math. Program. 146, 2014; Le
     Magoarou and Gribonval (2016), Algorithm 2; S_j -> factors, lambda -> their common scale.
 
@@ -76,9 +82,11 @@ def palm(
     matrix = as_matrix(A)
     targets = projections_of(projections)
     shapes = factor_shapes(targets, sizes, (matrix.shape[0], matrix.shape[1]), matrix.dtype)
-    limits(sweeps=sweeps, starts=starts, seed=seed + 1)
-    if direction not in DIRECTIONS:
-        raise ValueError(f"direction={direction!r} is unknown. Rule: {' or '.join(map(repr, DIRECTIONS))}.")
+    sweeps, starts = require_whole("sweeps", sweeps, good=300), require_whole("starts", starts)
+    seed = require_whole("seed", seed, least=0)
+    if not isinstance(tolerance, Real) or not 0 <= tolerance < np.inf:
+        raise ValueError(f"tolerance is {tolerance!r}. Rule: a finite number, at least 0. Take 1e-7.")
+    require_direction(direction)
     wide, scale = scaled(matrix)
     generator = np.random.default_rng(seed)
     masked = any(one.name == "supp" for one in targets)
@@ -97,7 +105,7 @@ def palm(
             break
     best = min(ends, key=lambda state: state.error)
     notes = (f"best of {len(ends)} starts, {best.count} sweeps",)
-    return finish(matrix, wide, scale, best, shapes, notes)
+    return finish(matrix, wide, scale, best, shapes, (*notes, *half_note(A)))
 
 
 @final
@@ -205,9 +213,13 @@ def factor_shapes(
 ) -> list[tuple[int, int]]:
     """Shapes of the factors of an m x n product; refuses what does not multiply or suit the projections."""
     m, n = shape
-    if sizes is not None and len(sizes) != len(targets) - 1:
-        raise ValueError(f"there are {len(sizes)} sizes for {len(targets)} factors. Rule: one between two neighbours.")
-    inner = [min(m, n)] * (len(targets) - 1) if sizes is None else [int(size) for size in sizes]
+    inner = [min(m, n)] * (len(targets) - 1)
+    if sizes is not None:
+        if not hasattr(sizes, "__len__") or isinstance(sizes, str):
+            raise ValueError(f"sizes is {sizes!r}. Rule: a list, one between two factors, such as {inner}.")
+        if len(sizes) != len(inner):
+            raise ValueError(f"there are {len(sizes)} sizes for {len(targets)} factors. Rule: one between two factors.")
+        inner = [require_whole(f"size {k}", size, good=min(m, n)) for k, size in enumerate(sizes)]
     for k, target in enumerate(targets):
         if sizes is None and target.shape is not None:
             if k > 0:
@@ -215,8 +227,6 @@ def factor_shapes(
             if k < len(inner):
                 inner[k] = target.shape[1]
     shapes = list(zip([m, *inner], [*inner, n], strict=True))
-    if min(inner, default=1) < 1:
-        raise ValueError(f"the inner sizes are {inner}. Rule: at least 1 each.")
     for k, (target, here) in enumerate(zip(targets, shapes, strict=True)):
         try:
             if target.shape is not None and target.shape != here:
@@ -227,11 +237,10 @@ def factor_shapes(
     return shapes
 
 
-def limits(**counts: int) -> None:
-    """Refuse counts below 1."""
-    for name, count in counts.items():
-        if count < 1:
-            raise ValueError(f"{name} is {count}. Rule: a whole number >= 1.")
+def require_direction(direction: str) -> None:
+    """Refuse what is no order of updates."""
+    if direction not in DIRECTIONS:
+        raise ValueError(f"direction={direction!r} is unknown. Rule: {' or '.join(map(repr, DIRECTIONS))}.")
 
 
 def scaled(matrix: Matrix) -> tuple[Matrix, float]:
@@ -277,5 +286,5 @@ def finish(
     factors = [(factor * scale ** (1 / count)).to(matrix.dtype) for factor in factors]
     product = MaskedProduct(supports, factors)
     bound = cut_bound(wide, [target.support(shape) for target, shape in zip(targets, shapes, strict=True)])
-    certificate = certify(matrix, product, bound, THEOREM, optimal=False)
+    certificate = certify(matrix, product, (bound, np.inf), THEOREM)
     return Factorization(product, certificate, (), (), "none", notes, (certificate,))

@@ -30,7 +30,7 @@ def rectangle_bound(A: Num[torch.Tensor, "m n"], verdict: Tractability) -> float
         )
         if rank < min(len(rows), len(columns)):
             sigma = np.linalg.svd(matrix[np.ix_(rows, columns)], compute_uv=False)
-            found.append((lost_energy(sigma, rank), rows, columns))
+            found.append((lost_energy(sigma, rank)[0], rows, columns))
     taken = ~verdict.reachable
     for lost, rows, columns in sorted(found, key=lambda entry: -entry[0]):
         place = np.ix_(rows, columns)
@@ -40,14 +40,16 @@ def rectangle_bound(A: Num[torch.Tensor, "m n"], verdict: Tractability) -> float
     return total
 
 
-def lost_energy(sigma: Float[np.ndarray, " k"], rank: int) -> float:
-    """The squares of all but the `rank` largest singular values, each less what rounding may have added to it.
+def lost_energy(sigma: Float[np.ndarray, " k"], rank: int) -> tuple[float, float]:
+    """The squares of all but the `rank` largest singular values: at least, and at most, whatever rounding did to them.
 
-    >>> lost_energy(np.array([1.0, 0.5, 1e-17]), rank=1)
-    0.249...
+    >>> least, most = lost_energy(np.array([1.0, 0.5, 1e-17]), rank=1)
+    >>> least < 0.25 < most, most - least < 1e-14
+    (True, True)
     """
     noise = ROUNDINGS * np.finfo(np.float64).eps * len(sigma) * sigma[0]
-    return float(np.square(np.maximum(sigma[rank:] - noise, 0.0)).sum())
+    tail = sigma[rank:]
+    return float(np.square(np.maximum(tail - noise, 0.0)).sum()), float(np.square(tail + noise).sum())
 
 
 def _candidates(verdict: Tractability) -> Iterator[tuple[Indices, Indices]]:

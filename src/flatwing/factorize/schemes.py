@@ -11,9 +11,11 @@ from typing import Any, final
 
 from ..core import Registry, as_matrix
 from ..structure import MaskedProduct
+from ..structure.limits import require_whole
 from .factorization import Factorization
-from .projections import Projection, projections_of
-from .proximal import DIRECTIONS, State, begin, factor_shapes, finish, limits, scaled
+from .fixed import half_note
+from .projections import Projection, numbers_of, parameters_rule, projections_of
+from .proximal import State, begin, factor_shapes, finish, require_direction, scaled
 
 TOLERANCE = 1e-9  # relative change of the error below which a run of sweeps ends
 
@@ -25,7 +27,7 @@ class Scheme:
 
     With `side` "right" what is left stands right of the factor and is split next; with "left" it stands left. The last
     residual is the last factor. `sizes` are the inner sizes, in the order of the steps; default: the smaller side of
-    the matrix. Raises `ValueError` unless there are as many residuals as factors, and at least one.
+    the matrix. Raises `ValueError` unless there are as many residuals as factors, and at least one, and as many sizes.
 
     >>> print(Scheme.of("splincol(2)*2", "splincol(4) splincol(2)"))
     splincol(2) | splincol(4), splincol(2) | splincol(2)
@@ -45,8 +47,11 @@ class Scheme:
             )
         if self.side not in ("left", "right"):
             raise ValueError(f"side={self.side!r} is unknown. Rule: 'left' or 'right', where the residual stands.")
-        if self.sizes is not None and len(self.sizes) != steps:
-            raise ValueError(f"there are {len(self.sizes)} sizes for {steps} steps. Rule: one per step.")
+        if self.sizes is not None:
+            if not hasattr(self.sizes, "__len__") or len(self.sizes) != steps:
+                raise ValueError(f"sizes is {self.sizes!r} for {steps} steps. Rule: a tuple, one per step.")
+            for k, size in enumerate(self.sizes):
+                require_whole(f"size {k}", size)
 
     @staticmethod
     def of(factors: Any, residuals: Any, *, side: str = "right", sizes: tuple[int, ...] | None = None) -> Scheme:
@@ -114,15 +119,13 @@ def parse_scheme(text: str, m: int, n: int) -> Scheme:
     >>> parse_scheme("hadamard", 8, 8) == hadamard_scheme(8, 8)
     True
     """
-    match = re.fullmatch(r"\s*([a-z]+)\s*(?:\(([\d,\s]*)\))?\s*", text)
+    match = re.fullmatch(r"\s*(\w+)\s*(?:\(([^()]*)\))?\s*", text)
     if match is None:
-        raise ValueError(f"{text[:60]!r} is no scheme. Rule: a name, and numbers: {', '.join(SCHEMES)}.")
-    make = SCHEMES[match[1]]
-    numbers = [int(number) for number in (match[2] or "").replace(",", " ").split()]
+        raise ValueError(f"{text[:60]!r} is no scheme. Rule: NAME or NAME(NUMBERS), NAME of {', '.join(SCHEMES)}.")
+    make, numbers = SCHEMES[match[1]], numbers_of(match[2])
     wanted = [p.name for p in signature(make).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD][2:]
     if len(numbers) != len(wanted) or 0 in numbers:
-        call = f"{match[1]}({', '.join(wanted)})" if wanted else match[1]
-        raise ValueError(f"{text.strip()!r} does not fit {call}. Rule: as many whole numbers >= 1.")
+        raise ValueError(f"{text.strip()!r} does not fit {match[1]}{parameters_rule(wanted)}")
     return make(m, n, *numbers)
 
 
@@ -139,7 +142,8 @@ def hierarchical(
     """Approximate A (m, n) by a product of many sparse factors, split off one by one. No guarantee.
 
     Args:
-        A: torch tensor or numpy array, real or complex; computed in double precision, returned in its own.
+        A: torch tensor or numpy array, real or complex; computed in double precision, returned in its own, float16 and
+            bfloat16 in float32.
         scheme: what is split off: a `Scheme`, or a text for one of `SCHEMES`: "hadamard", "square(factors,k)",
             "rectangular(factors,k,s)".
         sweeps: of the two factors of each split, at most.
@@ -161,9 +165,10 @@ def hierarchical(
     matrix = as_matrix(A)
     m, n = matrix.shape
     plan = parse_scheme(scheme, m, n) if isinstance(scheme, str) else scheme
-    limits(sweeps=sweeps, refits=refits)
-    if direction not in DIRECTIONS:
-        raise ValueError(f"direction={direction!r} is unknown. Rule: {' or '.join(map(repr, DIRECTIONS))}.")
+    if not isinstance(plan, Scheme):
+        raise TypeError(f"the scheme is a {type(plan).__name__}. Rule: a text such as 'square(4,2)', or a Scheme.")
+    sweeps, refits = require_whole("sweeps", sweeps, good=30), require_whole("refits", refits, good=30)
+    require_direction(direction)
     left, steps = plan.side == "left", len(plan.factors)
     sizes = plan.sizes or (min(m, n),) * steps
     for step in range(steps):  # all that can be refused is refused before any work
@@ -189,7 +194,7 @@ def hierarchical(
     if polishing:
         whole.polish(wide)
     shapes = [(factor.shape[0], factor.shape[1]) for factor in whole.factors]
-    return finish(matrix, wide, scale, whole, shapes, (f"hierarchical: {plan}",))
+    return finish(matrix, wide, scale, whole, shapes, (f"hierarchical: {plan}", *half_note(A)))
 
 
 def _pair(factor: Projection, residual: Projection, left: bool) -> tuple[Projection, Projection]:
