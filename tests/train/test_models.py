@@ -19,6 +19,7 @@ SMALL = {
         "vocab": 20, "width": 16, "depth": 2, "heads": 4, "kv_heads": 2, "hidden": 24, "context": 12, "tied": True
     },
     "mlp": {"inputs": 64, "width": 8, "depth": 3, "classes": 4},
+    "relu-mlp": {"inputs": 64, "width": 8, "depth": 2, "classes": 4},
     "vit": {"side": 8, "width": 16, "depth": 1, "heads": 2, "mlp": 2, "patch": 4, "classes": 3},
 }  # fmt: skip
 LM = ["byte-lm", "llama"]

@@ -6,13 +6,18 @@ import pytest
 import torch
 from torch import nn
 
-from flatwing.optim import IRE, LITE, AdamMini, BlockRows, GradPower, Shell
-from flatwing.train import OPTIMIZERS, ByteLM, DigitsMLP
+from flatwing.optim import IRE, LITE, PRGD, AdamMini, BlockRows, GradPower, Shell
+from flatwing.train import OPTIMIZERS, ByteLM, DigitsMLP, build_model
 from flatwing.train.optimizers import REFUSED, make_optimizer
 
 
 def small() -> ByteLM:
     return ByteLM(width=8, depth=1, heads=2, mlp=1, context=4, vocab=5)
+
+
+def homogeneous() -> nn.Module:
+    """What PRGD takes, of tokens as well."""
+    return nn.Sequential(nn.Embedding(5, 8), nn.Linear(8, 8, bias=False), nn.ReLU(), nn.Linear(8, 5, bias=False))
 
 
 def names_of(model: nn.Module, optimizer: torch.optim.Optimizer, group: int | None = None) -> set[str]:
@@ -23,7 +28,7 @@ def names_of(model: nn.Module, optimizer: torch.optim.Optimizer, group: int | No
 
 @pytest.mark.parametrize("name", sorted(set(OPTIMIZERS) - set(REFUSED)))
 def test_each_optimizer_takes_each_parameter_once_and_lowers_the_loss(name: str) -> None:
-    model, tokens = small(), torch.randint(5, (8, 4))
+    model, tokens = homogeneous() if name == "PRGD" else small(), torch.randint(5, (8, 4))
     optimizer = make_optimizer(model, name, lr=1e-3)
     held = [id(p) for g in optimizer.param_groups for p in g["params"]]
     assert sorted(held) == sorted(id(p) for p in model.parameters())
@@ -121,6 +126,27 @@ def test_lite_and_adam_mini_are_made_for_the_model() -> None:
     assert type(make_optimizer(small(), "AdamMini", 0.1)) is AdamMini
 
 
+def test_prgd_finds_the_degree_of_a_model_of_ours_or_names_what_has_none() -> None:
+    sizes = {"inputs": 16, "width": 16, "depth": 2, "classes": 3}
+    for more, degree in (({}, 3), ({"budget": 0.5}, 5)):  # two structured layers of two factors, and the head
+        optimizer = make_optimizer(build_model("relu-mlp", sizes | more), "PRGD", 0.1, options={"tol": 0.1})
+        assert type(optimizer) is PRGD
+        assert {(group["degree"], group["tol"], group["lr"]) for group in optimizer.param_groups} == {
+            (degree, 0.1, 0.1)
+        }
+    for name, told in (
+        ("digits-mlp", r"operation gelu \(gelu\) is not homogeneous"),
+        ("cnn", r"layer norms\.0 \(GroupNorm\) is not homogeneous"),
+        ("digits-vit", r"layer blocks\.0\.norm1 \(RMSNorm\) is not homogeneous"),
+        ("byte-lm", r"layer blocks\.0\.norm1 \(RMSNorm\) is not homogeneous"),
+        ("llama", r"layer layers\.0\.input_layernorm \(RMSNorm\) is not homogeneous"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            make_optimizer(build_model(name, {"width": 16}), "PRGD", 0.1)
+    with pytest.raises(ValueError, match=r"PRGD has no weight decay, got 0\.1"):
+        make_optimizer(build_model("linear", {}), "PRGD", 0.1, weight_decay=0.1)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -129,6 +155,7 @@ def test_lite_and_adam_mini_are_made_for_the_model() -> None:
         ({"methods": {"ire": {"base": 1.0}}}, "unknown setting of ire 'base'"),
         ({"blockwise": {"ratio": {}}}, "unknown setting of blockwise 'ratio', did you mean 'ratios'"),
         ({"blockwise": {}, "name": "AdamMini"}, "AdamMini has no learning rates by block"),
+        ({"blockwise": {}, "name": "PRGD"}, "PRGD has no learning rates by block"),
     ],
 )
 def test_unknown_methods_and_settings_are_refused(settings: dict[str, Any], message: str) -> None:

@@ -23,7 +23,8 @@ def test_packaged_recipes_are_whole_and_say_how_to_run_them(name: str) -> None:
 
 def test_names_are_frozen() -> None:
     llamas = ["llama-bytes", *(f"llama-bytes-{method}" for method in ("blockwise", "gradpower", "ire", "muon"))]
-    assert list(packaged()) == ["bytelm", "digits-mlp", "digits-vit", "late-sam-digits", *llamas, "monarch-bytes"]
+    digits = ["digits-margin", "digits-mlp", "digits-vit", "late-sam-digits"]
+    assert list(packaged()) == ["bytelm", *digits, *llamas, "monarch-bytes"]
 
 
 def test_values_are_set_from_texts() -> None:

@@ -1,6 +1,7 @@
 """A recipe leaves a run folder: whole, loadable, the same after an interruption, and nobody else's."""
 
 import json
+import math
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -190,6 +191,33 @@ def test_batches_grow_in_stages_and_each_epoch_sees_each_sample_once(tmp_path: P
     assert late.notes == ("run.batch_stages go to 128 at 9,999 samples: this run ends at 512.",)
 
 
+class Margin(Callback):
+    """min (f_y - f_j) / |theta|^2 of a network with two layers over the training samples, and |theta|, after steps."""
+
+    def __init__(self, *steps: int) -> None:
+        self.steps, self.found, data = steps, dict[int, tuple[float, float]](), open_data("digits")
+        self.x, y = data.take(torch.arange(data.sizes["train"]))
+        self.own = torch.nn.functional.one_hot(y, 10).bool()
+
+    def on_metric(self, training: Training, metric: dict[str, Any]) -> None:
+        if metric["step"] in self.steps:
+            with torch.no_grad():
+                scores = training.model(self.x)
+                gaps = scores[self.own] - scores.masked_fill(self.own, -torch.inf).amax(1)
+                square = sum(p.square().sum() for p in training.model.parameters())
+            self.found[metric["step"]] = float(gaps.min() / square), float(square) ** 0.5
+
+
+def test_prgd_widens_the_margin_of_a_homogeneous_network(tmp_path: Path) -> None:
+    values = ["model.width=32", "optimizer.lr=0.3", "run.steps=1300", "run.evaluate_every=0", "run.checkpoint_every=0"]
+    run_recipe(read_recipe("digits-margin", values), tmp_path / "run", callbacks=[watch := Margin(500, 900, 1300)])
+    (early, start), (middle, one), (late, two) = (watch.found[step] for step in (500, 900, 1300))
+    assert early < 0 < middle < late  # it separates the classes, and then more and more widely
+    for radius in (one, two):  # which is set, in powers of the growth of the scores
+        power = 2 * math.log(radius / start) / math.log(1.2)
+        assert power == pytest.approx(max(1, round(power)), abs=0.1)
+
+
 def test_epochs_are_steps_over_the_training_samples() -> None:
     assert make_parts(short("run.epochs=2", "run.batch_size=100")).steps == 26  # 2 * 1258 / 100, rounded up
 
@@ -207,6 +235,7 @@ def test_epochs_are_steps_over_the_training_samples() -> None:
         ("run.threads=0", "run.threads is 0"),
         ("run.device=tpu", "run.device is 'tpu'. Rule: auto, cpu"),
         ("run.precision=fp8", "unknown precision 'fp8'"),
+        ("optimizer={name='PRGD'}", r"operation gelu \(gelu\) is not homogeneous"),
         ("optimizer.name=AdmaW", "unknown optimizer 'AdmaW', did you mean 'AdamW'"),
         ("optimizer.ire={kapa=1}", "unknown setting of ire 'kapa', did you mean 'kappa'"),
         ("optimizer.gradpower={p=-1.0}", "p is -1"),

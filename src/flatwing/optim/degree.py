@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import log2
 from typing import Any
@@ -11,7 +11,10 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch.nn import functional as F
-from typing_extensions import override
+
+from ..nn import BlastLinear, StructuredLayer, StructuredLinear, SumLinear
+from .check import require_model
+from .paths import of_shapes, paths
 
 PRODUCTS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 # what is done to x is done to c x, times c
@@ -36,24 +39,26 @@ SUM: set[Callable[..., Any] | str] = {
     operator.add, operator.sub, operator.iadd, torch.add, torch.sub, torch.cat, torch.stack, torch.maximum,
     torch.minimum, "add", "sub", "add_",
 }  # fmt: skip
-SHAPES = {getattr, "size", "dim", "numel"}
+AFFINE: set[Callable[..., Any] | str] = {F.linear, F.conv1d, F.conv2d, F.conv3d}
+VIEWS = ("T", "mT")  # attributes that are the tensor itself, turned
+DIRECT = {"weight", "bias", "weight_orig", "weight_mask", "bias_orig", "bias_mask"}  # masks are those of torch's prune
 
 
-class _Leaves(fx.Tracer):
-    """Stops at the layers whose rule is known."""
-
-    @override
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return super().is_leaf_module(m, module_qualified_name) or isinstance(m, (*PRODUCTS, *KEEPERS))
+def _known(module: nn.Module) -> bool:
+    """Whether a layer is one of those that have a rule, and does as its class does."""
+    kinds = (*PRODUCTS, *KEEPERS, nn.Embedding, StructuredLayer)
+    return any(isinstance(module, kind) and type(module).forward is kind.forward for kind in kinds)
 
 
 def degree_of(model: nn.Module) -> int:
     """L with f(c theta) = c^L f(theta), theta the parameters that require grad, from the graph of the model.
 
-    Each layer with a weight adds one; a bias is right only where the rest of its layer has its degree, which is the
-    first layer with a weight; branches that meet must have one degree. Frozen parameters count as numbers. Shapes are
-    not looked at, and nothing is computed. Raises `ValueError` that names the layer or operation where the model is
-    not homogeneous or has no rule here, or says that the model cannot be traced. Cost: one symbolic trace.
+    Each layer with a weight adds one, a structured layer as many as it multiplies factors: x -> F_1 ... F_L x is of
+    degree L in its factors together (terms of a sum must have one degree; masks are numbers). A bias is right only
+    where the rest of its layer has its degree, which is the first layer with a weight; branches that meet must have one
+    degree. Frozen parameters count as numbers. Nothing is computed. Where the model looks at shapes, all that it might
+    do must have one degree. Raises `ValueError` that names the layer or operation where the model is not homogeneous or
+    has no rule here, or says that the model cannot be traced. Cost: one symbolic trace, or one for each of those ways.
 
     >>> degree_of(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2, bias=False)))
     2
@@ -61,15 +66,25 @@ def degree_of(model: nn.Module) -> int:
     Traceback (most recent call last):
     ValueError: layer 2 (Linear): its bias has degree 1, the rest degree 2. ...
     """
-    tracer = _Leaves()
-    root = nn.Sequential(model) if tracer.is_leaf_module(model, "") else model
+    require_model(model)
+    root = nn.Sequential(model) if _known(model) or fx.Tracer().is_leaf_module(model, "") else model
     try:
-        graph = tracer.trace(root)
+        graphs = list(paths(root, _known))
     except Exception as error:  # whatever the model's own code makes of a symbol
         raise ValueError(
             f"{type(model).__name__} cannot be traced ({type(error).__name__}: {error}). Rule: a graph that does not "
             "depend on values. Measure homogeneity(model, batch) and pass PRGD(model.parameters(), degree=L)."
         ) from error
+    degrees = {_of_graph(model, root, graph) for graph in graphs}
+    if len(degrees) > 1:
+        raise ValueError(
+            f"{type(model).__name__} has degrees {sorted(degrees)}, by the shape of its input. Rule: one degree. "
+            "Pass PRGD(model.parameters(), degree=L) with the one of your data."
+        )
+    return degrees.pop()
+
+
+def _of_graph(model: nn.Module, root: nn.Module, graph: fx.Graph) -> int:
     modules = dict(root.named_modules())
     degrees: dict[fx.Node, int] = {}
     for node in graph.nodes:
@@ -84,20 +99,15 @@ def degree_of(model: nn.Module) -> int:
         elif node.op == "output":
             return _of_output(model, inputs)
         else:
-            degrees[node] = _of_call(node, inputs)
+            degrees[node] = _of_call(node, degrees)
     raise ValueError(f"{type(model).__name__} returns nothing. Rule: a model that returns its scores.")
 
 
 def _of_module(name: str, module: nn.Module, inputs: list[int]) -> int:
     where, degree = f"layer {name} ({type(module).__name__})", max(inputs, default=0)
-    if isinstance(module, PRODUCTS):
-        total = degree + int(module.weight.requires_grad)
-        if module.bias is not None and int(module.bias.requires_grad) != total:
-            raise ValueError(
-                f"{where}: its bias has degree {int(module.bias.requires_grad)}, the rest degree {total}. Rule: "
-                "homogeneous networks have a bias in the first layer only. Write bias=False."
-            )
-        return total
+    if isinstance(module, (*PRODUCTS, StructuredLayer)) and (matrix := _of_matrix(where, module)) is not None:
+        bias: Any = getattr(module, "bias_orig", module.bias)
+        return _with_bias(where, degree + matrix, None if bias is None else int(bias.requires_grad))
     if isinstance(module, nn.Embedding) and module.max_norm is None:
         return int(module.weight.requires_grad)
     if isinstance(module, KEEPERS):
@@ -110,12 +120,45 @@ def _of_module(name: str, module: nn.Module, inputs: list[int]) -> int:
     )
 
 
-def _of_call(node: fx.Node, inputs: list[int]) -> int:
+def _of_matrix(where: str, layer: nn.Module) -> int | None:
+    """The degree of the matrix of a layer in its parameters; None where there is no rule."""
+    if isinstance(layer, SumLinear):
+        degrees = [_of_matrix(where, term) for term in layer.terms]
+        if len(set(degrees)) > 1:
+            raise ValueError(f"{where}: its terms have degrees {degrees}. Rule: one degree, that of all terms.")
+        return degrees[0]
+    if isinstance(layer, (StructuredLinear, BlastLinear)):  # products in which each factor stands once
+        return sum(p.requires_grad for p in layer.parameters() if p is not layer.bias)
+    own = {name.partition(".")[0] for name, _ in layer.named_parameters()}
+    if isinstance(layer, StructuredLayer) or not own <= DIRECT:
+        return None  # torch's parametrizations may be anything, such as weights of norm one
+    weight: Any = getattr(layer, "weight_orig", layer.weight)
+    return int(weight.requires_grad)
+
+
+def _with_bias(where: str, degree: int, bias: int | None) -> int:
+    if bias is not None and bias != degree:
+        raise ValueError(
+            f"{where}: its bias has degree {bias}, the rest degree {degree}. Rule: "
+            "homogeneous networks have a bias in the first layer only. Write bias=False."
+        )
+    return degree
+
+
+def _of_call(node: fx.Node, degrees: Mapping[fx.Node, int]) -> int:
+    inputs = [degrees[source] for source in node.all_input_nodes]
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
-    if node.target in SHAPES or not any(inputs):
+    if of_shapes(node) or not any(inputs):
         return 0
     if node.target in KEEP and not any(inputs[1:]):
         return inputs[0]
+    if node.target is getattr and node.args[1] in VIEWS:
+        return inputs[0]
+    if node.target in AFFINE:
+        given = dict(zip(("input", "weight", "bias"), node.args, strict=False)) | node.kwargs
+        of = {key: degrees[entry] for key, entry in given.items() if isinstance(entry, fx.Node)}
+        product = of.get("input", 0) + of.get("weight", 0)
+        return _with_bias(f"operation {node.name} ({name})", product, of.get("bias"))
     if node.target in PRODUCT:
         # a node that is used twice is listed once
         return sum(inputs) * (2 if len(inputs) == 1 and len(node.args) == 2 and node.args[0] is node.args[1] else 1)

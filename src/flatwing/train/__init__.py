@@ -29,6 +29,7 @@ from .phases import MaskRefresh as MaskRefresh
 from .phases import SamPhase as SamPhase
 from .recipe import Recipe as Recipe
 from .recipe import read_recipe as read_recipe
+from .relu_mlp import ReluMLP as ReluMLP
 from .run import run_recipe as run_recipe
 from .schedule import SCHEDULES as SCHEDULES
 from .state import Metric as Metric

@@ -15,6 +15,7 @@ from ..core import Registry
 from ..optim import (
     IRE,
     LITE,
+    PRGD,
     AdamMini,
     BlockRows,
     GradPower,
@@ -32,6 +33,7 @@ REFUSED = {
     "SparseAdam": "it needs sparse gradients",
 }
 MATRIX = ("Muon", "LITE")  # optimizers of hidden matrices, beside which AdamW takes everything else
+WHOLE = ("AdamMini", "PRGD")  # optimizers that look at the model, and have groups of their own
 BLOCKWISE = ("ratios", "decouple_wd", "fused")
 GIVEN = ("params", "lr", "weight_decay", "blocks")  # arguments that are no options
 
@@ -41,6 +43,7 @@ for _name, _kind in sorted(vars(torch.optim).items()):
         OPTIMIZERS.register(_name)(_kind)
 OPTIMIZERS.register("AdamMini")(AdamMini)
 OPTIMIZERS.register("LITE")(LITE)
+OPTIMIZERS.register("PRGD")(PRGD)
 
 AROUND: Registry[type[Wrapper]] = Registry("method")
 """Methods that go around an optimizer, from the innermost to the outermost."""
@@ -65,12 +68,15 @@ def make_optimizer(
     are scaled to the size of AdamW's, so both take one `lr`, unless options say otherwise. `lr` is in the unit of the
     optimizer.
 
+    "PRGD" takes models that are homogeneous in their parameters, such as "relu-mlp" or "linear", with or without
+    structured layers; its `lr` is the length of a step.
+
     `blockwise`: settings of `blockwise_lr`, for learning rates by block; weight decay then falls on all blocks, as in
     its source. Beside Muon it is for what AdamW takes. `methods` go around the optimizer, by name in small letters with
     their settings, {"ire": {"kappa": 3.0}}; see `AROUND`.
 
     Raises `ValueError` for an unknown name, one that `fit` cannot drive, settings that do not exist, options with which
-    it cannot make a step, or a model without trainable parameters.
+    it cannot make a step, a model without trainable parameters, or, for PRGD, one that is not homogeneous.
 
     >>> optimizer = make_optimizer(nn.Linear(2, 2), "Muon", 1e-3)
     >>> [type(member).__name__ for member in optimizer.members]
@@ -87,10 +93,11 @@ def make_optimizer(
         raise ValueError(f"{type(model).__name__} has no parameter that requires grad. Unfreeze what shall be trained.")
     if options:
         _rehearse(kind, name, lr, options, params[0])
-    if name == "AdamMini":
+    if name in WHOLE:
         if blockwise is not None:
-            raise ValueError("AdamMini has no learning rates by block here. Take AdamW, or leave out blockwise.")
-        optimizer: Optimizer = AdamMini(model, lr=lr, weight_decay=weight_decay, **options)
+            raise ValueError(f"{name} has no learning rates by block here. Take AdamW, or leave out blockwise.")
+        decay = {"weight_decay": weight_decay} if "weight_decay" in inspect.signature(kind).parameters else {}
+        optimizer = make(model, lr=lr, **decay, **options)
     elif name in MATRIX and (split := _split(model, weight_decay)) is not None:
         matrices, rest = split
         options.setdefault("adjust_lr_fn", "match_rms_adamw")
@@ -147,7 +154,7 @@ def _rehearse(kind: type[Optimizer], name: str, lr: float, options: Mapping[str,
     layer.weight = weight = nn.Parameter(torch.eye(4, device=like.device, dtype=like.dtype))
     weight.grad = weight.detach().clone()
     try:
-        optimizer = cast(Any, kind)(layer if name == "AdamMini" else [weight], lr=lr, **options)
+        optimizer = cast(Any, kind)(layer if name in WHOLE else [weight], lr=lr, **options)
         optimizer.step()
     except Exception as error:  # of any class: it was written for those who read the source
         told = ", ".join(f"{key}={value!r}" for key, value in options.items())
