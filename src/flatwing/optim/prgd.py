@@ -8,7 +8,7 @@ direction of the widest margin. Gradient descent finds that direction at the rat
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import count, islice, pairwise
 from math import exp, isfinite
 
@@ -95,8 +95,8 @@ def prgd(
     lr = _step(hull, lr)
     share, cap = _positive("share", share), _positive("radius_cap", radius_cap) / (hull.scale or 1.0)
     if schedule == "adaptive":
-        return _adaptive(hull, lr, growth, cycle, share, warmup, cap)
-    return _scheduled(hull, lr, growth, cycle, warmup, cap, powers=schedule == "poly")
+        return _warmed(hull, lr, warmup, lambda w: _adaptive(w, hull, lr, growth, cycle, share, cap))
+    return _warmed(hull, lr, warmup, lambda w: _scheduled(w, hull, lr, growth, cycle, cap, powers=schedule == "poly"))
 
 
 def at(run: Iterator[Vector], *steps: int) -> list[Vector]:
@@ -119,12 +119,17 @@ def _descent(hull: Hull, lr: float, normalized: bool) -> Iterator[Vector]:
         yield w
 
 
-def _scheduled(
-    hull: Hull, lr: float, growth: float, cycle: int, warmup: int, cap: float, powers: bool
-) -> Iterator[Vector]:
-    w = np.zeros(hull.dim)
-    for w in _warm(hull, lr, warmup):
+def _warmed(hull: Hull, lr: float, warmup: int, then: Callable[[Vector], Iterator[Vector]]) -> Iterator[Vector]:
+    """Normalized descent for `warmup` steps and until the data is separated, then what goes on from there."""
+    for step, w in enumerate(_descent(hull, lr, normalized=True), start=1):
         yield w
+        if step >= warmup and hull.hardest(w)[0] > 0:
+            return (yield from then(w))
+
+
+def _scheduled(
+    w: Vector, hull: Hull, lr: float, growth: float, cycle: int, cap: float, powers: bool
+) -> Iterator[Vector]:
     first = float(np.linalg.norm(w))
     for k in count(1):
         # in logarithms, because growth^k overflows long before the cap is of no use
@@ -138,11 +143,8 @@ def _scheduled(
 
 
 def _adaptive(
-    hull: Hull, lr: float, growth: float, cycle: int, share: float, warmup: int, cap: float
+    w: Vector, hull: Hull, lr: float, growth: float, cycle: int, share: float, cap: float
 ) -> Iterator[Vector]:
-    w = np.zeros(hull.dim)
-    for w in _warm(hull, lr, warmup):
-        yield w
     here, length, since, cap = hull.soft(w), lr, cycle, max(cap, float(np.linalg.norm(w)))
     while True:
         norm, size = float(np.linalg.norm(w)), float(np.linalg.norm(here.point))
@@ -175,13 +177,6 @@ def _solved(here: Soft, w: Vector, share: float) -> bool:
     norm = float(np.linalg.norm(w))
     along = float(here.point @ w) / norm
     return here.low > 0 and float(np.linalg.norm(here.point)) - along <= share * (along - here.low / norm)
-
-
-def _warm(hull: Hull, lr: float, warmup: int) -> Iterator[Vector]:
-    for step, w in enumerate(_descent(hull, lr, normalized=True), start=1):
-        yield w
-        if step >= warmup and hull.hardest(w)[0] > 0:
-            return
 
 
 def _within(w: Vector, radius: float) -> Vector:

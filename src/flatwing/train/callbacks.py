@@ -85,6 +85,9 @@ class DivergenceGuard(Callback):
             raise ValueError(f"factor is {factor}. Rule: above 1. Write factor=3.0.")
         self.factor, self.after = factor, after
         self.pairs = tuple((pair.first, pair.second) if isinstance(pair, LayerPair) else tuple(pair) for pair in pairs)
+        self._begin()
+
+    def _begin(self) -> None:
         self._watches = [FactorWatch(*pair) for pair in self.pairs]
         self._smooth: float | None = None
         self._lowest = float("inf")
@@ -92,8 +95,7 @@ class DivergenceGuard(Callback):
     @override
     def on_start(self, training: Training) -> None:
         """Go through the losses so far."""
-        self._smooth, self._lowest = None, float("inf")
-        self._watches = [FactorWatch(*pair) for pair in self.pairs]
+        self._begin()
         for metric in training.metrics:
             self._look(metric)
 

@@ -12,10 +12,8 @@ from torch import nn
 
 from ..structure.growth import Growth, diverging
 
-FIRST, OCTAVE = (
-    8,
-    4,
-)  # step of the first look, and looks until twice the step: powers of time are lines in its logarithm
+FIRST = 8  # step of the first look
+OCTAVE = 4  # looks until twice the step: powers of time are lines in its logarithm
 SKETCH = 8  # random inputs that stand for the product, which is too large to be kept
 LAST = 10  # looks that are left out of the fit: distances to the last one say little about the limit there
 
