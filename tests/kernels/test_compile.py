@@ -53,16 +53,19 @@ def test_one_graph(backend: str) -> None:
 
 def test_operators_are_well_formed() -> None:
     code = """
+    from torch.library import opcheck
     from flatwing.kernels import dispatch
-    for name in NAMES:
+    for case in CASES:
         for last in (False, True):
-            case = Case(Chain.butterfly(16), name)
             x, *factors = case.leaves()
             x = x.detach().mT.contiguous().requires_grad_() if last else x
-            arguments = (x, factors, list(case.chain.depths), name, last)
-            torch.library.opcheck(dispatch.multiply_op, arguments)
-            grad = torch.randn_like(x.detach())
-            torch.library.opcheck(dispatch.backward_op, (*arguments, grad))
+            arguments = (x, factors, list(case.chain.depths), case.name, last)
+            grad = torch.randn_like(dispatch.multiply_op(*arguments).detach())
+            opcheck(dispatch.multiply_op, arguments)
+            opcheck(dispatch.backward_op, (*arguments, grad), test_utils=[
+                "test_schema", "test_autograd_registration", "test_faketensor",
+                *(["test_aot_dispatch_dynamic"] if len(factors) == 2 else []),  # unknown shapes of four take a minute
+            ])
     print("checked")
     """
     assert "checked" in run(code)
