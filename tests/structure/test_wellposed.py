@@ -346,6 +346,17 @@ def test_eps_is_small_and_positive(eps: float) -> None:
         family(eps)
 
 
+def test_one_argument_may_hold_all_masks() -> None:
+    wanted = str(wellposedness(LOWER, LOWER.T))
+    both = np.array([LOWER, LOWER.T])
+    masks = {"S1": LOWER, "S2": LOWER.T}
+    for given in (both, torch.from_numpy(both), (mask for mask in both), iter(both), masks.values()):
+        assert str(wellposedness(given)) == wanted
+    assert wellposedness(LOWER).reason.startswith("one factor")
+    assert wellposedness(Pattern(1, 2, 2, 1)).reason.startswith("one factor")
+    assert wellposedness(Support(LOWER)).closed
+
+
 def test_bad_supports_are_refused() -> None:
     with pytest.raises(TypeError, match="support 0: the mask has dtype float64"):
         wellposedness(np.eye(2), LOWER)
@@ -357,4 +368,8 @@ def test_bad_supports_are_refused() -> None:
         wellposedness(np.array([[True, False]]), np.array([[False], [True]]))
     with pytest.raises(ValueError, match="there is no support"):
         wellposedness([])
+    with pytest.raises(TypeError, match=r"the supports are a dict. Rule: .* wellposedness\(list\(masks.values"):
+        wellposedness({"S1": LOWER, "S2": LOWER.T})
+    with pytest.raises(ValueError, match=r"support 0: the mask has shape \(2,\)"):
+        wellposedness(np.array([True, False]))
     assert wellposedness([torch.ones(2, 2) > 0, torch.ones(2, 3) > 0]).closed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, reduce
 from itertools import combinations, islice
 from typing import final
 
@@ -27,31 +27,32 @@ Term = tuple[int, int, float, int]
 @final
 @dataclass(frozen=True, slots=True, eq=False)
 class Family:
-    """Factors X(eps), Y(eps), sums of powers of eps on the supports, whose product tends to `limit` as eps -> 0.
+    """Factors X(eps), Y(eps), sums of powers of eps on `supports`, whose product tends to `limit` as eps -> 0.
 
-    `proof` says why no X and Y have the product `limit`. `family(eps)` gives the factors, as float64 arrays.
+    `proof` says why no X and Y have the product `limit`. `family(eps)` gives the factors, as float64 arrays; `terms`
+    are theirs, factor by factor. There are two factors, or as many as the supports that the family was spread over.
     """
 
-    shapes: tuple[tuple[int, int], tuple[int, int]]
-    left: tuple[Term, ...]
-    right: tuple[Term, ...]
+    supports: tuple[Support, ...]
+    terms: tuple[tuple[Term, ...], ...]
     limit: Float[np.ndarray, "m n"]
     proof: str
 
-    def __call__(self, eps: float) -> tuple[Float[np.ndarray, "m r"], Float[np.ndarray, "r n"]]:
+    def __call__(self, eps: float) -> tuple[Float[np.ndarray, "_ _"], ...]:
         """The factors at one eps; raises `ValueError` unless 0 < eps < 1."""
         if not 0 < eps < 1:
             raise ValueError(f"eps is {eps}. Rule: between 0 and 1, small. Write family(1e-2).")
-        X, Y = (np.zeros(shape) for shape in self.shapes)
-        for factor, terms in ((X, self.left), (Y, self.right)):
+        factors = tuple(np.zeros(support.shape) for support in self.supports)
+        for factor, terms in zip(factors, self.terms, strict=True):
             for row, column, scale, power in terms:
                 factor[row, column] += scale * float(eps) ** power
-        return X, Y
+        return factors
 
     def measured(self, eps: float) -> tuple[float, float]:
         """Error ||X Y - limit|| and norm ||X|| + ||Y|| at eps, Frobenius norms, computed and not derived."""
-        X, Y = self(eps)
-        return float(np.linalg.norm(X @ Y - self.limit)), float(np.linalg.norm(X) + np.linalg.norm(Y))
+        factors = self(eps)
+        error = np.linalg.norm(reduce(np.matmul, factors) - self.limit)
+        return float(error), float(sum(np.linalg.norm(factor) for factor in factors))
 
     @property
     def table(self) -> tuple[tuple[float, float, float], ...]:
@@ -199,7 +200,7 @@ def _family(left: Support, right: Support, X: Sequence[Term], Y: Sequence[Term],
             raise AssertionError(f"the entry ({i}, {j}) of the product grows like eps^{power}")
         if power == 0:
             limit[i, j] = value
-    return Family((left.shape, right.shape), tuple(X), tuple(Y), limit, proof)
+    return Family((left, right), (tuple(X), tuple(Y)), limit, proof)
 
 
 def _inside(piece: Piece, rows: Sequence[int], columns: Sequence[int]) -> tuple[list[int], list[int]]:

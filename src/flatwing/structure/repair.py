@@ -97,8 +97,8 @@ def weight_decay_cost(lam: float, family: Family | None = None) -> tuple[float, 
     c, d = 1.0, 4.0
     if family is not None:
         eps = 1e-3
-        X, Y = family(eps)
-        c, d = family.measured(eps)[0] / eps**2, float(np.square(X).sum() + np.square(Y).sum()) * eps**2
+        squares = sum(float(np.square(factor).sum()) for factor in family(eps))
+        c, d = family.measured(eps)[0] / eps**2, squares * eps**2
     eps_squared = float((lam * d / (2 * c**2)) ** (1 / 3))
     return c * eps_squared, d / eps_squared
 
