@@ -27,7 +27,7 @@ OPTIONS = {
     ),
     "train": "--force --format --out --overwrite --quiet -q values what",
     "report": "--format --open --out run",
-    "wellposed": "--advise --force --format --picture source",
+    "wellposed": "--advise --force --format --pairs --picture source",
     "demo": "--out",
 }
 

@@ -47,6 +47,17 @@ def test_two_supports(matrix: Path, tmp_path: Path) -> None:
     assert error == pytest.approx(wanted.certificate.error, rel=1e-12)
 
 
+def test_numbers_0_and_1_are_masks(matrix: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(2)
+    both = [rng.random((6, 4)) < 0.6, rng.random((4, 8)) < 0.6]
+    lines = []
+    for dtype in (bool, np.uint8, np.float16, np.float64):
+        file = masks(tmp_path, *(mask.astype(dtype) for mask in both))
+        lines.append(run(matrix, "--support", file, "--format", "quiet").stdout)
+    assert lines[0].endswith("6x4 @ 4x8\n")
+    assert set(lines) == {lines[0]}
+
+
 def test_three_supports_in_the_order_of_their_numbers(matrix: Path, tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     shapes = {"S1": (6, 5), "S2": (5, 7), "S10": (7, 8)}
@@ -132,11 +143,12 @@ def test_refusals(
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ([np.ones((6, 2)), np.ones((2, 8), bool)], "support 0: the mask has dtype float64. Rule: boolean"),
-        ([np.ones((6, 2), bool), np.ones((3, 8), bool)], "support 0 is (6, 2), support 1 is (3, 8)"),
+        ([np.full((6, 2), 0.5), np.ones((2, 8), bool)], "arr_0[0,0] is 0.5. Rule: a mask holds 0 and 1"),
+        ([np.ones((6, 2), complex), np.ones((2, 8), bool)], "arr_0 has dtype complex128. Rule: a mask"),
+        ([np.ones((6, 2), bool), np.ones((3, 8), bool)], "arr_0 is (6, 2), arr_1 is (3, 8)"),
         ([np.ones((5, 2), bool), np.ones((2, 8), bool)], "A is 6 x 8, a product on supports (5, 2) and (2, 8)"),
         ([np.zeros((6, 2), bool), np.ones((2, 8), bool)], "allows no entry"),
-        ([], "there is no support"),
+        ([], "holds no mask. Rule: one per factor"),
     ],
 )
 def test_masks_are_refused(matrix: Path, tmp_path: Path, arrays: list[np.ndarray], message: str) -> None:

@@ -59,13 +59,13 @@ def test_json_and_quiet(lu: Path) -> None:
 def test_numbers_order_the_masks_of_npz(tmp_path: Path) -> None:
     np.savez(tmp_path / "many.npz", **{"S10": ONES, "S9": LOWER.T, "S1": LOWER})
     lines = [line for line in run(tmp_path / "many.npz").stdout.splitlines() if line[0] == "S"]
-    assert [line.split("  ")[0].strip() for line in lines] == ["S1 @ S9", "S9 @ S10"]
+    assert [line.split("  ")[0].strip() for line in lines] == ["S1 @ S9", "S9 @ S10", "S1 @ S9 @ S10"]
     assert lines[1].split()[3] == "closed"
-    np.savez(tmp_path / "named.npz", **{"b": ONES * 2.5, "a": LOWER.T.astype(np.int8)})
+    np.savez(tmp_path / "named.npz", **{"b": ONES * 1.0, "a": LOWER.T.astype(np.int8)})
     assert run(tmp_path / "named.npz").stdout.startswith("b @ a  closed")
 
 
-def test_models_are_read_from_last_to_first(tmp_path: Path) -> None:
+def test_neighbours_in_models_are_assumed_from_numbers_and_told(tmp_path: Path) -> None:
     lower = torch.from_numpy(LOWER)
     tensors = {
         "fc0.weight_orig": torch.randn(2, 2),
@@ -79,10 +79,82 @@ def test_models_are_read_from_last_to_first(tmp_path: Path) -> None:
     result = run(tmp_path / "net.safetensors", "--format", "json")
     record = json.loads(result.stdout)
     assert [(pair["pair"], pair["status"]) for pair in record["pairs"]] == [
-        ("fc10.weight @ fc1.weight", "closed"),
         ("fc1.weight @ fc0.weight_mask", "not closed"),
+        ("fc10.weight @ fc1.weight", "closed"),
     ]
-    assert "note: out.weight (5, 4) and fc10.weight (3, 2) do not multiply" in result.stderr
+    assert (record["assumed"], record["whole"]) == (True, None)
+    assert (
+        "note: assumed from the numbers in names, y = second @ first @ x: fc0.weight_mask:fc1.weight, " in result.stderr
+    )
+    assert "note: in no pair: out.weight (5x4)" in result.stderr
+
+
+def test_blocks_are_refused_and_named_pairs_are_taken(tmp_path: Path) -> None:
+    """As in transformers: the number is that of a block, and its square matrices all multiply."""
+    names = ("self_attn.q_proj", "self_attn.k_proj", "mlp.up_proj", "mlp.down_proj")
+    shapes = ((4, 4), (4, 4), (8, 4), (4, 8))
+    file = tmp_path / "llama.safetensors"
+    tensors = {
+        f"model.layers.{i}.{name}.weight": torch.ones(shape)
+        for i in range(2)
+        for name, shape in zip(names, shapes, strict=True)
+    }
+    tensors["model.layers.0.mlp.up_proj.weight"] *= torch.arange(32).reshape(8, 4) % 3
+    save_file({**tensors, "model.embed_tokens.weight": torch.ones(9, 4)}, file)
+    refused = run(file)
+    assert (refused.exit_code, refused.stdout) == (2, "")
+    assert "do not tell which matrices follow each other: model.layers.0.mlp.down_proj.weight (4x8), " in refused.stderr
+    # the sentence ends in what works
+    ending = refused.stderr.strip().split("--pairs ")[-1]
+    assert ending.startswith("model.layers.0.mlp.")
+    assert run(file, "--pairs", ending).exit_code == 0
+    result = run(
+        file,
+        *("--pairs", "model.layers.0.mlp.up_proj:model.layers.0.mlp.down_proj.weight"),
+        *("--pairs", "model.layers.1.mlp.up_proj:model.layers.1.mlp.down_proj"),
+        *("--format", "json"),
+    )
+    assert result.exit_code == 0, result.stderr
+    assert result.stderr == ""
+    record = json.loads(result.stdout)
+    assert [pair["pair"] for pair in record["pairs"]] == [
+        f"model.layers.{i}.mlp.down_proj.weight @ model.layers.{i}.mlp.up_proj.weight" for i in range(2)
+    ]
+    assert [pair["shapes"] for pair in record["pairs"]] == [[[4, 8], [8, 4]]] * 2
+    assert not record["assumed"]
+
+
+def test_masks_of_a_model_hold_0_and_1(tmp_path: Path) -> None:
+    tensors = {"0.weight_mask": torch.tensor([[1.0, 0.5]]), "1.weight": torch.ones(2, 1)}
+    save_file(tensors, tmp_path / "net.safetensors")
+    assert "0.weight_mask[0,1] is 0.5. Rule: a mask holds 0 and 1" in run(tmp_path / "net.safetensors").stderr
+
+
+def test_pairs_of_factors_are_named_as_data_flows(lu: Path, tmp_path: Path) -> None:
+    assert run(lu, "--pairs", "S2:S1").stdout.startswith("S1 @ S2  not closed")
+    assert run(lu, "--pairs", "S1:S2").stdout.startswith("S2 @ S1  not closed")
+    np.savez(tmp_path / "wide.npz", S1=ONES, S2=np.ones((2, 3), dtype=bool))
+    assert "Write --pairs S2:S1." in run(tmp_path / "wide.npz", "--pairs", "S1:S2").stderr
+
+
+def test_three_masks_are_judged_as_a_whole(tmp_path: Path) -> None:
+    file = tmp_path / "three.npz"
+    np.savez(file, S1=LOWER, S2=LOWER.T, S3=np.eye(2, dtype=np.int8))
+    lines = run(file).stdout.splitlines()
+    (whole,) = [
+        i for i, line in enumerate(lines) if line.startswith("S1 @ S2 @ S3  not closed  3 factors that act as 2")
+    ]
+    assert [line.split(":")[0].strip() for line in lines[whole + 1 :]] == [
+        "not attained",
+        *(f"eps 1e-0{i}" for i in (1, 2, 3, 4)),
+    ]
+    record = json.loads(run(file, "--format", "json").stdout)
+    assert [pair["pair"] for pair in record["pairs"]] == ["S1 @ S2", "S2 @ S3"]
+    assert (record["whole"]["pair"], record["whole"]["status"]) == ("S1 @ S2 @ S3", "not closed")
+    assert len(record["whole"]["family"]["factors"]) == 3
+    np.savez(file, S1=LOWER, S2=LOWER.T, S3=ONES)
+    record = json.loads(run(file, "--format", "json").stdout)
+    assert (record["status"], record["whole"]["status"]) == ("not closed", "closed")
 
 
 def test_products_with_supports_are_read(tmp_path: Path) -> None:
@@ -137,7 +209,8 @@ def test_letters_of_large_pairs_are_cut(tmp_path: Path) -> None:
         ({"a": ONES}, "has 1 masks (a). Rule: two or more"),
         ({"a": ONES, "b": np.ones((3, 2), dtype=bool)}, "a is (2, 2), b is (3, 2). Rule: in the order"),
         ({"a": ONES, "b": np.zeros((2, 2), dtype=bool)}, "b: the mask of shape (2, 2) allows no entry"),
-        ({"a": ONES, "b": np.full((2, 2), np.nan)}, "b: the matrix has NaN entries"),
+        ({"a": ONES, "b": np.full((2, 2), np.nan)}, "b[0,0] is nan. Rule: a mask holds 0 and 1"),
+        ({"a": ONES, "b": ONES * np.array([[1, 1], [0, 3]])}, "b[1,1] is 3. Rule: a mask holds 0 and 1"),
         ({"a": ONES, "b": np.ones(2)}, "b: the mask has shape (2,)"),
         ({"a": ONES, "b": np.array([["x", "y"]])}, "b has dtype <U1. Rule: a mask"),
         ({"a": ONES, "b": np.array([[None, 1], [1, 1]])}, "can run code"),
@@ -158,13 +231,15 @@ def test_bad_files_are_refused(tmp_path: Path, lu: Path) -> None:
     with (tmp_path / "single.npz").open("wb") as file:
         np.save(file, LOWER)
     save_file({"a.weight": torch.ones(2, 2), "b.weight": torch.ones(3, 5)}, tmp_path / "apart.safetensors")
+    (tmp_path / "folder.safetensors").mkdir()
     for name, message in (
         ("nothing.npz", "there is no file"),
+        ("folder.safetensors", "it is a folder. Name a file in it"),
         ("lu.pt", "its suffix is '.pt'. Rule: .npz or .safetensors"),
         ("cut.npz", "not a readable numpy archive"),
         ("single.npz", "not a readable numpy archive"),
         ("cut.safetensors", "not a readable safetensors file"),
-        ("apart.safetensors", "no two neighbouring matrices that multiply"),
+        ("apart.safetensors", "no two matrices that multiply: a.weight (2x2), b.weight (3x5)"),
     ):
         result = run(tmp_path / name)
         assert (result.exit_code, result.stdout) == (2, ""), name

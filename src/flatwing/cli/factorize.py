@@ -65,7 +65,8 @@ def command(
     example: Annotated[str | None, typer.Option(help=f"Instead of INPUT: {', '.join(MATRICES)}.")] = None,
     n: Annotated[int | None, typer.Option("--n", help="Size of the example.")] = None,
     support: Annotated[
-        Path | None, typer.Option(help="Instead of a chain: boolean masks of the factors, leftmost first, in an .npz.")
+        Path | None,
+        typer.Option(help="Instead of a chain: masks of 0 and 1 of the factors, leftmost first, in an .npz."),
     ] = None,
     palm: Annotated[
         str | None, typer.Option(help="Instead of a chain: PALM with one projection per factor: 'spcol(2)*5 sp(64)'.")

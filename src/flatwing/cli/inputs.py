@@ -16,7 +16,8 @@ from ..core import as_matrix
 
 _KEYED = re.compile(r"(?P<path>.+?\.(?:npz|safetensors)):(?P<key>.*)", re.IGNORECASE | re.DOTALL)
 LARGEST_DENSE = 2**31  # entries; 16 GiB in float64
-_UNREADABLE = (ValueError, EOFError, OSError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error)
+UNREADABLE = (ValueError, EOFError, OSError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error)
+"""What the readers of numpy and safetensors raise for files that are cut or of another kind."""
 
 
 def read_matrix(source: str) -> torch.Tensor:
@@ -34,7 +35,7 @@ def read_matrix(source: str) -> torch.Tensor:
             f"cannot read {source!r}: its suffix is {suffix!r}. "
             f"Rule: .npy, .npz:KEY, .safetensors:KEY or .mtx.{why} Save the matrix with numpy.save."
         )
-    _require_file(path)
+    require_file(path)
     matrix = READERS[suffix](path, key)
     try:
         checked = as_matrix(matrix)
@@ -46,7 +47,8 @@ def read_matrix(source: str) -> torch.Tensor:
     return checked.half() if matrix.dtype.itemsize == 2 else checked
 
 
-def _require_file(path: Path) -> None:
+def require_file(path: Path) -> None:
+    """Raise `ValueError` unless there is a file, with the name that comes nearest in its folder."""
     if path.is_dir():
         raise ValueError(f"cannot read {str(path)!r}: it is a folder. Name a file in it.")
     if not path.exists():
@@ -59,8 +61,8 @@ def _require_file(path: Path) -> None:
 def _read_npy(path: Path, key: str | None) -> np.ndarray | torch.Tensor:
     try:
         array = np.load(path, allow_pickle=False)
-    except _UNREADABLE as error:
-        raise _unreadable(path, "numpy array", error) from error
+    except UNREADABLE as error:
+        raise unreadable(path, "numpy array", error) from error
     if not isinstance(array, np.ndarray):
         array.close()
         raise ValueError(f"{str(path)!r} is an .npz archive by its content. Rename it to .npz.")
@@ -76,8 +78,8 @@ def _read_npz(path: Path, key: str | None) -> np.ndarray | torch.Tensor:
             return arrays[key]
     except _WrongKey as error:
         raise ValueError(str(error)) from None
-    except _UNREADABLE as error:
-        raise _unreadable(path, "numpy archive", error) from error
+    except UNREADABLE as error:
+        raise unreadable(path, "numpy archive", error) from error
 
 
 def _npy_shape(archive: zipfile.ZipFile, name: str) -> tuple[int, ...]:
@@ -96,8 +98,8 @@ def _read_safetensors(path: Path, key: str | None) -> np.ndarray | torch.Tensor:
             return file.get_tensor(_pick(path, key, shapes))
     except _WrongKey as error:
         raise ValueError(str(error)) from None
-    except (SafetensorError, *_UNREADABLE) as error:
-        raise _unreadable(path, "safetensors file", error) from error
+    except (SafetensorError, *UNREADABLE) as error:
+        raise unreadable(path, "safetensors file", error) from error
 
 
 def _read_mtx(path: Path, key: str | None) -> np.ndarray | torch.Tensor:
@@ -106,8 +108,8 @@ def _read_mtx(path: Path, key: str | None) -> np.ndarray | torch.Tensor:
     try:
         rows, columns = mminfo(path)[:2]
         matrix = mmread(path) if rows * columns <= LARGEST_DENSE else None
-    except _UNREADABLE as error:
-        raise _unreadable(path, "Matrix Market file", error) from error
+    except UNREADABLE as error:
+        raise unreadable(path, "Matrix Market file", error) from error
     if matrix is None:  # a few bytes of a sparse file can stand for more memory than there is
         raise ValueError(
             f"{str(path)!r} is {rows} x {columns}. Rule: it is made dense, so rows times columns <= {LARGEST_DENSE}."
@@ -146,7 +148,8 @@ def _pick(path: Path, key: str | None, shapes: Mapping[str, tuple[int, ...]]) ->
     raise _WrongKey(f"{str(path)!r} holds {count}: {listing}.{step}")
 
 
-def _unreadable(path: Path, kind: str, error: BaseException) -> ValueError:
+def unreadable(path: Path, kind: str, error: BaseException) -> ValueError:
+    """What to raise for a file that is no readable `kind`; a pickle is named as such."""
     if "allow_pickle" in str(error) or "pickled" in str(error):
         return ValueError(
             f"{str(path)!r} holds Python objects (a pickle), which can run code when read. "

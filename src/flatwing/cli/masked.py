@@ -13,8 +13,7 @@ import typer
 
 from ..factorize import Factorization, factorize_fixed, hierarchical, palm
 from ..structure import MaskedProduct
-from ..structure.support import as_supports
-from .masks import read_masks
+from .masks import read_supports
 from .output import Format, working, write_json
 
 STARTS = 20  # descents where supports are given and no theorem applies
@@ -91,7 +90,7 @@ class Wanted:
         if self.hierarchical is not None:
             return hierarchical(matrix, self.hierarchical, progress=progress)
         assert self.support is not None
-        supports = as_supports(read_masks(self.support).values())
+        supports = list(read_supports(self.support).values())
         starts = self.starts or STARTS
         if len(supports) == 2:
             return factorize_fixed(matrix, supports, starts=starts, progress=progress)

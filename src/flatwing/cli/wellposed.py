@@ -14,7 +14,7 @@ from ..report import draw_factors, require_picture
 from ..structure import Verdict
 from ..structure.repair import Repair, advice, repair
 from ..structure.wellposed import wellposedness
-from .masks import Pair, read_pairs
+from .masks import Product, read_pairs
 from .output import Format, note, plainly, working, write_json
 
 SEARCHED = 20_000  # entries of two supports; larger ones are not searched for a repair
@@ -25,6 +25,10 @@ WORST = ("not closed", "undecided", "closed")
 @plainly
 def command(
     source: Annotated[Path, typer.Argument(metavar="MASKS", help="masks.npz or MODEL.safetensors.")],
+    pairs: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FIRST:SECOND", help="Matrices of the file, y = SECOND @ FIRST @ x; repeatable."),
+    ] = None,
     advise: Annotated[
         bool, typer.Option("--advise", help="Also say which entries to add, and what weight decay costs instead.")
     ] = False,
@@ -38,25 +42,28 @@ def command(
 ) -> None:
     """Tell for each two neighbouring layers whether best weights exist for their masks, whatever the data.
 
-    An .npz file holds masks, true or non-zero where a weight may be, in the order of the matrix product (numbers in
-    their names come before their places in the file). A .safetensors file holds a model in the order in which its
-    layers are applied: masks (NAME_mask), or else the non-zeros of its matrices. "closed": they exist for every matrix
-    that the product shall be. "not closed": there is a matrix that is only approached by weights that run away.
+    An .npz file holds masks, true or 1 where a weight may be, in the order of the matrix product (numbers in their
+    names come before their places in the file); of three and more the whole product is judged, too. A .safetensors
+    file holds a model: masks (NAME_mask), or else the non-zeros of its matrices. Neighbours are layers whose names
+    differ in one number, such as net.0.weight and net.2.weight, with nothing between them; name others with --pairs.
+    "closed": best weights exist for every matrix that the product shall be. "not closed": there is a matrix that is
+    only approached by weights that run away.
     """
     if picture is not None:
         require_picture(picture)
         require_writable(picture)
         if picture.exists() and not force:
             raise ValueError(f"{str(picture)!r} exists. Rule: nothing is overwritten without --force.")
-    pairs, notes = read_pairs(source)
-    results: list[tuple[Pair, Verdict, Repair | None]] = []
+    found = read_pairs(source, pairs or ())
+    results: list[tuple[Product, Verdict, Repair | None]] = []
     with working("looking at pairs") as progress:
-        for i, pair in enumerate(pairs):
-            progress(pair.name, i, len(pairs))
-            verdict = wellposedness(pair.supports)
+        whole = wellposedness(found.whole.supports) if found.whole is not None else None
+        for i, pair in enumerate(found.pairs):
+            progress(pair.name, i, len(found.pairs))
+            verdict = wellposedness(pair.supports) if whole is None else whole.pairs[i]
             small = sum(int(np.prod(support.shape)) for support in pair.supports) <= SEARCHED
-            found = repair(pair.supports) if advise and not verdict.closed and small else None
-            results.append((pair, verdict, found))
+            mended = repair(pair.supports) if advise and not verdict.closed and small else None
+            results.append((pair, verdict, mended))
     if picture is not None:
         _draw(*min(results, key=lambda result: WORST.index(result[1].status))[:2], picture)
     counts = Counter(verdict.status for _, verdict, _ in results)
@@ -64,14 +71,21 @@ def command(
     if format is Format.quiet:
         typer.echo(f"{worst}\t" + "\t".join(f"{counts[status]} {status}" for status in WORST if counts[status]))
         return
-    for text in notes:
+    for text in found.notes:
         note(f"note: {text}")
     if format is Format.json:
-        rows = [_record(*result, advise) for result in results]
-        write_json({"input": str(source), "status": worst, "pairs": rows, "picture": str(picture) if picture else None})
+        record = {
+            "input": str(source),
+            "status": worst,
+            "assumed": found.assumed,
+            "pairs": [_record(*result, advise) for result in results],
+            "whole": None if whole is None or found.whole is None else _record(found.whole, whole, None, False),
+            "picture": str(picture) if picture else None,
+        }
+        write_json(record)
         return
-    width = max(len(pair.name) for pair in pairs)
-    for pair, verdict, found in results:
+    width = max(len(pair.name) for pair in found.pairs)
+    for pair, verdict, mended in results:
         typer.echo(f"{pair.name:<{width}}  {verdict.status:<10}  {verdict.reason}")
         if not verdict.closed:
             for line in str(verdict).splitlines()[1:]:
@@ -79,7 +93,12 @@ def command(
             for line in _letters(pair, verdict):
                 typer.echo(f"    {line}")
             if advise:
-                typer.echo(f"    advice: {_advice(verdict, found)}")
+                typer.echo(f"    advice: {_advice(verdict, mended)}")
+    if whole is not None and found.whole is not None:
+        typer.echo(f"{found.whole.name}  {whole.status}  {whole.reason}")
+        for line in str(whole).splitlines()[1:]:
+            if not line.startswith("  factors "):  # the pairs, told above
+                typer.echo(f"  {line}")
 
 
 def _advice(verdict: Verdict, found: Repair | None) -> str:
@@ -87,7 +106,7 @@ def _advice(verdict: Verdict, found: Repair | None) -> str:
     return text if found is not None or not text else f"too large to search for entries to add; {text}"
 
 
-def _letters(pair: Pair, verdict: Verdict) -> list[str]:
+def _letters(pair: Product, verdict: Verdict) -> list[str]:
     """The product where it is restricted: '1' in the limit, '#' restricted, '+' other entries, '.' always zero."""
     if verdict.cells is None or not verdict.cells.any():
         return []
@@ -106,7 +125,7 @@ def _letters(pair: Pair, verdict: Verdict) -> list[str]:
     return [*lines, f"({legend})"]
 
 
-def _draw(pair: Pair, verdict: Verdict, path: Path) -> None:
+def _draw(pair: Product, verdict: Verdict, path: Path) -> None:
     """The entries of the product and both supports; orange is what is in the way."""
     left, right = (support.array.astype(float) for support in pair.supports)
     product = (left @ right > 0).astype(float)
@@ -117,7 +136,7 @@ def _draw(pair: Pair, verdict: Verdict, path: Path) -> None:
     draw_factors([left, right], path, matrix=product, titles=titles, suptitle=status)
 
 
-def _record(pair: Pair, verdict: Verdict, found: Repair | None, advise: bool) -> dict[str, Any]:
+def _record(pair: Product, verdict: Verdict, found: Repair | None, advise: bool) -> dict[str, Any]:
     family = verdict.family
     record: dict[str, Any] = {
         "pair": pair.name,
@@ -132,8 +151,7 @@ def _record(pair: Pair, verdict: Verdict, found: Repair | None, advise: bool) ->
         record["family"] = {
             "proof": family.proof,
             "limit": np.argwhere(family.limit).tolist(),
-            "left": [list(term) for term in family.left],
-            "right": [list(term) for term in family.right],
+            "factors": [[list(term) for term in terms] for terms in family.terms],
             "measured": [dict(zip(("eps", "error", "norm"), row, strict=True)) for row in family.table],
         }
     if advise and not verdict.closed:
