@@ -13,7 +13,7 @@ from torch import nn
 from torch.optim import LBFGS, SGD, AdamW
 
 from flatwing.optim import ASAM, IRE, SAM, GradPower, Late, LITEAdam, Shell, late
-from flatwing.optim.check import require_number, require_rules
+from flatwing.optim.check import require_number, require_rate, require_rules
 
 
 def weight() -> nn.Parameter:
@@ -36,11 +36,20 @@ def test_numbers_in_range_pass(value: Any) -> None:
         (torch.nan, False, "3"),
         ("3", False, "3"),
         (None, True, "3"),
+        (True, False, "3"),
     ],
 )
 def test_numbers_out_of_range_are_told_the_nearest_good_one(value: Any, whole: bool, near: str) -> None:
     with pytest.raises(ValueError, match=rf"x is {value!r}\. Rule: .* from 0 to 5.*Nearest good value: {near}\."):
         require_number("x", value, 0, 5, good=3, whole=whole)
+
+
+def test_rates_are_numbers_or_tensors_of_one() -> None:
+    for good in (0, 0.1, torch.tensor(0.1), torch.tensor([0.1])):
+        require_rate(good)
+    for bad in ("x", None, -1.0, torch.nan, torch.tensor(-1.0), torch.ones(2), torch.tensor(1j)):
+        with pytest.raises(ValueError, match=r"(?s)lr is .* Rule: a number, at least 0"):
+            require_rate(bad)
 
 
 @pytest.mark.parametrize(

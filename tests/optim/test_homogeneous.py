@@ -190,14 +190,25 @@ def test_what_is_not_homogeneous_is_refused_by_the_name_of_the_layer() -> None:
         ({"growth": 1.0}, "growth is 1.0"),
         ({"tol": 1.0}, "tol is 1.0"),
         ({"cycle": 1}, "cycle is 1"),
-        ({"warmup": -1}, "warmup -1"),
+        ({"warmup": -1}, "warmup is -1"),
         ({"radius_cap": 0.5}, "radius_cap is 0.5"),
         ({"normalize": "unit"}, "normalize is 'unit'"),
+        ({"cycle": 2.5}, "cycle is 2.5. Rule: a whole number, at least 2"),
+        ({"warmup": math.inf}, "warmup is inf. Rule: a whole number"),
+        ({"degree": math.nan}, "degree is nan. Rule: a whole number"),
+        *(
+            ({name: "x"}, f"{name} is 'x'")
+            for name in ("lr", "degree", "growth", "tol", "cycle", "warmup", "normalize")
+        ),
+        ({"lr": None}, "lr is None. Rule: a number"),
+        ({"radius_cap": []}, r"radius_cap is \[\]. Rule: a number"),
     ],
 )
 def test_bad_settings_are_refused(settings: dict[str, Any], message: str) -> None:
+    optimizer = PRGD(perceptron(4, 5, 2))
     with pytest.raises(ValueError, match=message):
-        PRGD(perceptron(4, 5, 2), **settings)
+        optimizer.add_param_group({"params": [nn.Parameter(torch.ones(1))], **settings})
+    assert len(optimizer.param_groups) == 1
 
 
 def shards(rank: int, world: int) -> list[torch.Tensor]:

@@ -274,7 +274,7 @@ def test_what_is_no_matrix_is_refused_by_name() -> None:
     [
         ({"lr": -1.0}, r"lr is -1.0.*Nearest good value: 0"),
         ({"chi": 0.5}, r"chi is 0.5.*Nearest good value: 1"),
-        ({"beta1": 0.5, "beta2": 0.0}, r"beta2 is 0.0.*0.5 to inf"),
+        ({"beta1": 0.5, "beta2": 0.0}, r"beta2 is 0.0.*at least 0.5.*Nearest good value: 0.5"),
         ({"sharp": 1.5}, "sharp is 1.5"),
         ({"weight_decay": float("nan")}, "weight_decay is nan"),
         ({"floor": 1.0}, r"floor is 1.0.*0.999"),
@@ -285,6 +285,30 @@ def test_what_is_no_matrix_is_refused_by_name() -> None:
 def test_settings_are_checked(setting: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         LITE(parameters(), **setting)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("lr", "fast", "lr is 'fast'. Rule: a number, at least 0"),
+        ("lr", None, "lr is None. Rule: a number"),
+        ("momentum", [0.9], r"momentum is \[0.9\]. Rule: a number from 0 to 1"),
+        ("chi", "two", "chi is 'two'.*Nearest good value: 2.0"),
+        ("beta1", None, "beta1 is None"),
+        ("beta2", "1", "beta2 is '1'"),
+        ("warmup", True, "warmup is True. Rule: a number"),
+        ("nesterov", "yes", "nesterov is 'yes'. Rule: True or False"),
+        ("ns_coefficients", None, "ns_coefficients is None. Rule: three numbers"),
+        ("ns_coefficients", (1.0, 2.0), r"ns_coefficients is \(1.0, 2.0\)"),
+        ("ns_coefficients", "abc", "ns_coefficients is 'abc'"),
+        ("ns_coefficients", (1.0, "x", 2.0), "a number in ns_coefficients is 'x'"),
+    ],
+)
+def test_settings_of_a_wrong_type_are_named_and_the_group_is_not_kept(name: str, value: object, words: str) -> None:
+    optimizer = LITE(parameters(), lr=torch.tensor(0.02))  # a rate in a tensor is one
+    with pytest.raises(ValueError, match=words):
+        optimizer.add_param_group({"params": [nn.Parameter(torch.ones(3, 2))], name: value})
+    assert len(optimizer.param_groups) == 1
 
 
 def test_made_for_a_model_it_takes_hidden_matrices_and_leaves_the_rest_to_the_base() -> None:

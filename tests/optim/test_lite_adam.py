@@ -1,4 +1,5 @@
 import copy
+import re
 from typing import Any
 
 import pytest
@@ -121,7 +122,7 @@ def test_beside_lite_it_trains_a_network() -> None:
 @pytest.mark.parametrize(
     ("setting", "words"),
     [
-        ({"chi": 0.5}, "chi is 0.5"),
+        ({"chi": 0.5}, "chi is 0.5. Rule: a number, at least 1.*Nearest good value: 1"),
         ({"sharp": 0.0}, "sharp is 0.0"),
         ({"soft": 0.5}, "soft"),
         ({"ramp": -1}, "ramp is -1"),
@@ -130,6 +131,19 @@ def test_beside_lite_it_trains_a_network() -> None:
 def test_settings_are_checked(setting: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         LITEAdam(AdamW(parameters()), **setting)
+
+
+@pytest.mark.parametrize("name", ["chi", "sharp", "soft", "warmup", "ramp", "floor"])
+@pytest.mark.parametrize("value", ["x", None, [], True, float("nan")])
+def test_settings_of_a_wrong_type_are_named_whenever_they_come(name: str, value: object) -> None:
+    first, later = parameters()[:2]
+    optimizer = LITEAdam(AdamW([first]))
+    with pytest.raises(ValueError, match=rf"{name} is {re.escape(repr(value))}\. Rule: a number.*Nearest good value"):
+        optimizer.add_param_group({"params": [later], name: value})
+    assert len(optimizer.param_groups) == 1
+    optimizer.param_groups[0][name] = value
+    with pytest.raises(ValueError, match=f"{name} is"):
+        optimizer.step()
 
 
 def on_ranks(rank: int, world: int) -> list[torch.Tensor]:

@@ -8,7 +8,10 @@ from math import inf, isnan
 from numbers import Real
 from typing import Any
 
+import torch
 from torch import nn
+
+Range = tuple[int | float, int | float, int | float]  # least, most, and often right
 
 
 def require_number(
@@ -22,7 +25,7 @@ def require_number(
     Traceback (most recent call last):
     ValueError: share is 1.5. Rule: a number from 0.0 to 1.0, such as 0.25. Nearest good value: 1.0.
     """
-    real = issubclass(type(value), Real)  # those of numpy, too
+    real = issubclass(type(value), Real) and not isinstance(value, bool)  # those of numpy, too
     # a comparison with NaN is never true
     if real and least <= value <= most and value < inf and (not whole or value == int(value)):
         return
@@ -33,6 +36,29 @@ def require_number(
         inside = min(max(value, least), most)
         near = round(inside) if whole else inside
     raise ValueError(f"{name} is {value!r}. Rule: {kind}{bounds}, such as {good}. Nearest good value: {near}.")
+
+
+def require_numbers(group: Mapping[str, Any], ranges: Mapping[str, Range]) -> None:
+    """`require_number` for the settings of a group, each with the least, the most and a value that is often right.
+
+    >>> require_numbers({"chi": "two"}, {"chi": (1, inf, 2.0)})
+    Traceback (most recent call last):
+    ValueError: chi is 'two'. Rule: a number, at least 1, such as 2.0. Nearest good value: 2.0.
+    """
+    for name, (least, most, good) in ranges.items():
+        require_number(name, group[name], least, most, good=good)
+
+
+def require_rate(value: Any, good: int | float = 1e-3) -> None:
+    """Raise `ValueError` unless `value` is a learning rate: a finite number that is not negative, or a tensor of one.
+
+    >>> require_rate(torch.tensor(0.1))
+    >>> require_rate(None)
+    Traceback (most recent call last):
+    ValueError: lr is None. Rule: a number, at least 0, such as 0.001. Nearest good value: 0.001.
+    """
+    number = value.item() if isinstance(value, torch.Tensor) and value.numel() == 1 else value
+    require_number("lr", number, 0, good=good)
 
 
 def require_rules(rules: Any, example: str) -> None:

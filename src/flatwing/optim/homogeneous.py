@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from math import inf, isfinite, log, sqrt
+from math import inf, log, sqrt
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import nn
 from typing_extensions import override
 
+from .check import require_number, require_numbers, require_rate
 from .degree import degree_of
 from .registry import Method, add
 from .sharded import SUM, global_norm, local, over_shards
@@ -170,27 +171,22 @@ def _scale(weights: list[torch.Tensor], factor: float) -> None:
 
 
 def _check(group: Mapping[str, Any]) -> None:
-    lr = float(group["lr"])
-    if not 0 <= lr < inf:
-        raise ValueError(f"lr is {lr}. Rule: finite, at least 0, the length of a step. Common: 0.1.")
+    require_rate(group["lr"], 0.1)
     if any(p.is_complex() for p in group["params"]):
         raise ValueError("a parameter is complex. Rule: real ones. Leave complex parameters to another optimizer.")
     degree = group["degree"]
-    if degree is None or degree < 1 or degree != int(degree):
+    if degree is None:
         raise ValueError(
-            f"degree is {degree}. Rule: the whole number L >= 1 with f(c theta) = c^L f(theta). "
+            "degree is None. Rule: the whole number L >= 1 with f(c theta) = c^L f(theta). "
             "Pass the model in place of its parameters, or measure homogeneity(model, batch)."
         )
-    if not (group["growth"] > 1 and isfinite(group["growth"])):
-        raise ValueError(f"growth is {group['growth']}. Rule: finite and above 1. Common: 1.2.")
-    if not 0 < group["tol"] < 1:
+    for name, least, good in (("degree", 1, 2), ("cycle", 2, 200), ("warmup", 0, 100)):
+        require_number(name, group[name], least, good=good, whole=True)
+    require_numbers(group, {"growth": (1, inf, 1.2), "tol": (0, 1, 0.05), "radius_cap": (1, inf, 1e6)})
+    if group["growth"] == 1:
+        raise ValueError(f"growth is {group['growth']}. Rule: above 1. Common: 1.2.")
+    if group["tol"] in (0, 1):
         raise ValueError(f"tol is {group['tol']}. Rule: between 0 and 1. Common: 0.05.")
-    if group["cycle"] < 2 or group["warmup"] < 0:
-        raise ValueError(
-            f"cycle is {group['cycle']}, warmup {group['warmup']}. Rule: cycle >= 2, warmup >= 0. Common: 200 and 100."
-        )
-    if not 1 <= group["radius_cap"] < inf:
-        raise ValueError(f"radius_cap is {group['radius_cap']}. Rule: finite, at least 1. Common: 1e6.")
     if group["normalize"] not in ("norm", "log"):
         raise ValueError(f"normalize is {group['normalize']!r}. Rule: 'norm' or 'log'. Common: 'norm'.")
 

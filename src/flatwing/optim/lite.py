@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import inf, sqrt
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from .check import require_number, require_numbers, require_rate
 from .groups import make_group, muon_groups
 from .polar import MARGIN, SMALLEST, Quintic, newton_schulz, polar, span
 from .registry import Method, add
@@ -21,6 +22,11 @@ from .shell import Closure, Guarded, Shell, called
 MUON = (3.4445, -4.775, 2.0315)
 GROWTH, DECLINE = 1.05, 0.95  # of the threshold, per step
 LEAST_RADIUS = 1e-3
+RANGES = {
+    "weight_decay": (0, inf, 0.1), "momentum": (0, 1, 0.95), "chi": (1, inf, 2.0), "beta1": (-inf, inf, 0.0),
+    "sharp": (0, 1, 0.1), "warmup": (0, inf, 0), "ramp": (0, inf, 1000), "floor": (0, 0.999, 0.1),
+    "ns_steps": (1, 99, 5), "eps": (0, inf, 1e-7),
+}  # fmt: skip
 
 
 def sharp_part(
@@ -248,20 +254,18 @@ def _check(group: Mapping[str, Any]) -> None:
                 f"{name} has shape {tuple(p.shape)}. Rule: matrices, 2 dimensions. Give hidden matrices to LITE and "
                 "the rest to torch.optim.AdamW; `flatwing.optim.muon_groups(model)` splits a model."
             )
-    ranges = {
-        "lr": (0, inf), "weight_decay": (0, inf), "momentum": (0, 1), "chi": (1, inf), "beta1": (-inf, inf),
-        "beta2": (group["beta1"], inf), "sharp": (0, 1), "warmup": (0, inf), "ramp": (0, inf), "floor": (0, 0.999),
-        "ns_steps": (1, 99), "eps": (0, inf),
-    }  # fmt: skip
-    for name, (least, most) in ranges.items():
-        value = float(group[name])
-        if not (least <= value <= most and abs(value) < inf):
-            good = min(max(value, least), most) if abs(value) < inf else max(least, 0)
-            raise ValueError(f"{name} is {group[name]}. Rule: finite, {least} to {most}. Nearest good value: {good}.")
+    require_rate(group["lr"], 0.02)
+    require_numbers(group, RANGES)
+    require_numbers(group, {"beta2": (group["beta1"], inf, max(1.0, group["beta1"]))})
+    if group["nesterov"] not in (True, False):
+        raise ValueError(f"nesterov is {group['nesterov']!r}. Rule: True or False. Common: True.")
     if group["adjust_lr_fn"] not in (None, "original", "match_rms_adamw"):
         raise ValueError(f"adjust_lr_fn is {group['adjust_lr_fn']!r}. Rule: None, 'original' or 'match_rms_adamw'.")
-    if len(group["ns_coefficients"]) != 3:
-        raise ValueError(f"ns_coefficients are {group['ns_coefficients']}. Rule: three numbers, such as {MUON}.")
+    three = group["ns_coefficients"]
+    if not isinstance(three, Sequence) or len(three) != 3 or isinstance(three, str):
+        raise ValueError(f"ns_coefficients is {three!r}. Rule: three numbers, such as {MUON}.")
+    for value, usual in zip(three, MUON, strict=True):
+        require_number("a number in ns_coefficients", value, -inf, good=usual)
 
 
 def _make(model: nn.Module, base: Any, **settings: Any) -> Optimizer:

@@ -12,12 +12,17 @@ from torch import nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from .check import require_numbers
 from .lite import DECLINE, GROWTH, boost, risen
 from .registry import Method, add
 from .sharded import SUM, local, over_shards
 from .shell import Wrapper
 
 LEVELS = (1e-6, 1e6)
+RANGES = {
+    "chi": (1, inf, 4.0), "sharp": (1e-6, 0.5, 0.1), "soft": (1e-6, 0.49, 0.1), "warmup": (0, inf, 0),
+    "ramp": (0, inf, 1000), "floor": (0, 0.999, 0.1),
+}  # fmt: skip
 
 
 def flatness(
@@ -71,10 +76,7 @@ class LITEAdam(Wrapper):
     @override
     def _complete(self, group: dict[str, Any]) -> None:
         super()._complete(group)
-        ranges = {"chi": (1, inf), "sharp": (1e-6, 0.5), "soft": (1e-6, 0.49), "floor": (0, 0.999)}
-        for name, (least, most) in {**ranges, "warmup": (0, inf), "ramp": (0, inf)}.items():
-            if not (least <= group[name] <= most and group[name] < inf):
-                raise ValueError(f"{name} is {group[name]}. Rule: finite, {least} to {most}.")
+        require_numbers(group, RANGES)
 
     @override
     def update(self) -> None:
