@@ -94,7 +94,6 @@ def test_named_pairs_and_refusals() -> None:
     net = nn.ModuleDict({"up": masked(LOWER.T), "down": masked(LOWER), "act": nn.ReLU(), "wide": nn.Linear(2, 3)})
     (pair,) = layer_pairs(net, [("up", "down")])
     assert pair.verdict.status == "not closed"
-    assert layer_pairs(net) == ()
     with pytest.raises(ValueError, match=r"'donw' is no module of the model.*Did you mean 'down'"):
         layer_pairs(net, [("up", "donw")])
     with pytest.raises(ValueError, match="'act' is a ReLU"):
@@ -105,3 +104,54 @@ def test_named_pairs_and_refusals() -> None:
         net["wide"].weight.zero_()
     with pytest.raises(ValueError, match=r"wide: the mask .* allows no entry"):
         layer_pairs(net, [("up", "wide")])
+
+
+class Block(nn.Module):
+    """Layers in a `forward` of their own: who follows whom is not known from the modules."""
+
+    def __init__(self, *masks: torch.Tensor) -> None:
+        super().__init__()
+        self.up, self.down = (masked(mask) for mask in masks)
+        self.head = nn.Linear(2, 2)
+
+
+def test_models_without_neighbours_are_refused_with_what_was_found() -> None:
+    net = Block(LOWER.T, LOWER)
+    with pytest.raises(ValueError, match=r"masked or structured are up, down\. Name .* pairs=\[\('up', 'down'\)\]"):
+        layer_pairs(net)
+    with pytest.raises(ValueError, match="there are a, b, none of them masked"):
+        layer_pairs(nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.Linear(2, 2)}))
+    with pytest.raises(ValueError, match=r"the model has 1 linear layers \(0\)\. Rule: two or more"):
+        layer_pairs(nn.Sequential(nn.Linear(2, 2), nn.ReLU()))
+    with pytest.raises(ValueError, match=r"the model has 0 linear layers \(none\)"):
+        layer_pairs(nn.ReLU())
+    structured = nn.ModuleList([StructuredLinear(Chain.monarch(6, 6, blocks=2)), nn.Linear(6, 6)])
+    with pytest.raises(ValueError, match=r"structured are 0\. "):
+        layer_pairs(structured)
+    assert layer_pairs(net, pairs=[]) == ()
+
+
+def test_masked_layers_in_no_pair_are_told() -> None:
+    net = nn.ModuleDict(
+        {"body": nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2)), "tail": Block(LOWER, LOWER)}
+    )
+    with pytest.warns(UserWarning, match=r"in no pair of neighbours: tail.up, tail.down .*\('tail.up', 'tail.down'\)"):
+        (pair,) = layer_pairs(net)
+    assert pair.first == "body.0"
+
+
+def test_pairs_are_pairs_of_names() -> None:
+    net = Block(LOWER.T, LOWER)
+    (pair,) = layer_pairs(net, pairs=(("up", "down") for _ in range(1)))
+    assert layer_pairs(net, pairs=[pair])[0].verdict.status == pair.verdict.status == "not closed"
+    for wrong in (("up", "down"), ["up", "down"]):
+        with pytest.raises(TypeError, match=r"Rule: a list of pairs. Write pairs=\[\('up', 'down'\)\]"):
+            layer_pairs(net, pairs=wrong)
+    for wrong in ([("up",)], [("up", "down", "head")], [3], "up", [("up", 3)], ["up"]):
+        with pytest.raises(TypeError, match=r"pairs has .* Rule: \(first, second\), two names"):
+            layer_pairs(net, pairs=wrong)
+    with pytest.raises(ValueError, match="is a layer and itself"):
+        layer_pairs(net, pairs=[("up", "up")])
+    for model in (3, "net", LOWER):
+        with pytest.raises(TypeError, match=r"the model is .* Rule: an nn.Module"):
+            layer_pairs(model)

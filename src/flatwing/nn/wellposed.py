@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 import numpy as np
 from torch import nn
@@ -14,6 +15,7 @@ from ..structure import Support, Verdict, wellposedness
 from .linear import StructuredLinear
 
 Layer = nn.Linear | StructuredLinear
+Neighbours = tuple[str, Layer, tuple[str, ...], str, Layer]
 BETWEEN = (
     *(nn.CELU, nn.ELU, nn.GELU, nn.Hardtanh, nn.LeakyReLU, nn.Mish, nn.PReLU, nn.ReLU, nn.ReLU6, nn.SELU, nn.SiLU),
     *(nn.Hardswish, nn.Sigmoid, nn.Softplus, nn.Tanh, nn.Dropout, nn.Identity),
@@ -55,17 +57,19 @@ class LayerPair:
         return f"{middle}: {self.verdict.status}, {self.verdict.reason}"
 
 
-def layer_pairs(model: nn.Module, pairs: Iterable[tuple[str, str]] | None = None) -> tuple[LayerPair, ...]:
+def layer_pairs(model: nn.Module | Any, pairs: Iterable[Any] | None = None) -> tuple[LayerPair, ...]:
     """The verdict of `wellposedness` on neighbouring linear layers of a model, (second matrix) @ (first matrix).
 
     Args:
         model: masks are those of `torch.nn.utils.prune` (buffers `weight_mask`), else the non-zeros of a weight of
             `nn.Linear`, and the chains of `StructuredLinear`.
         pairs: names (first, second) of layers; by default neighbours in containers `nn.Sequential`, with nothing but
-            modules that act on each number alone between them.
+            modules that act on each number alone between them. Elsewhere (attention, a `forward` of one's own) the
+            order is not known from the modules: name them. Masked or structured layers in no pair give a `UserWarning`.
 
-    Raises `ValueError` for names that are no such layers or sizes that do not fit. Biases do not matter: they move the
-    outputs, not which matrices there are. Cost: that of `wellposedness` per pair; the weights are copied to the CPU.
+    Raises `ValueError` if there are no neighbours, for names that are no such layers and sizes that do not fit;
+    `TypeError` for what is no module, or no pair of names. Biases do not matter: they move the outputs, not which
+    matrices there are. Cost: that of `wellposedness` per pair; the weights are copied to the CPU.
 
     >>> import torch
     >>> import torch.nn.utils.prune as prune
@@ -76,11 +80,14 @@ def layer_pairs(model: nn.Module, pairs: Iterable[tuple[str, str]] | None = None
     >>> print(layer_pairs(net)[0].verdict.status, "-", layer_pairs(net)[0].meaning)
     not closed - a ReLU network with these supports has finite training sets without best weights
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"the model is {type(model).__name__}. Rule: an nn.Module. For masks: wellposedness(supports).")
     if pairs is None:
         found = list(_neighbours(model))
+        _say_what_is_left(model, found)
     else:
         named = dict(model.named_modules())
-        found = [(a, _layer(named, a), (), b, _layer(named, b)) for a, b in pairs]
+        found = [(a, _layer(named, a), (), b, _layer(named, b)) for a, b in map(_names, _listed(pairs))]
     results = []
     for first, inner, between, second, outer in found:
         if outer.in_features != inner.out_features:
@@ -116,7 +123,70 @@ def _of_chain(layer: StructuredLinear) -> tuple[Support, ...]:
     return tuple(map(Support, masks))
 
 
-def _neighbours(model: nn.Module) -> Iterator[tuple[str, Layer, tuple[str, ...], str, Layer]]:
+def _say_what_is_left(model: nn.Module, found: Sequence[Neighbours]) -> None:
+    """Raise if there are no neighbours; warn of layers with masks or structure that are in no pair."""
+    layers = {name: one for name, one in model.named_modules() if isinstance(one, nn.Linear | StructuredLinear)}
+    paired = {name for first, _, _, second, _ in found for name in (first, second)}
+    left = [name for name, layer in layers.items() if name not in paired and _restricted(layer)]
+    if found and not left:
+        return
+    fits = [(a, b) for a in layers for b in layers if a != b and layers[a].out_features == layers[b].in_features]
+    # those that are of interest, and of one block, make the better example
+    example = max(
+        fits, key=lambda pair: (len({*pair} & {*left}), _block(pair[0]) == _block(pair[1])), default=("a", "b")
+    )
+    step = f"Name pairs that follow each other: layer_pairs(model, pairs=[{example!r}])."
+    if found:
+        warnings.warn(f"in no pair of neighbours: {_shown(left)} (masked or structured). {step}", stacklevel=3)
+    elif len(layers) < 2:
+        raise ValueError(f"the model has {len(layers)} linear layers ({_shown(layers)}). Rule: two or more.")
+    else:
+        which = (
+            f"masked or structured are {_shown(left)}" if left else f"there are {_shown(layers)}, none of them masked"
+        )
+        raise ValueError(
+            "no two linear layers follow each other in an nn.Sequential with only elementwise modules between them; "
+            f"{which}. {step}"
+        )
+
+
+def _restricted(layer: Layer) -> bool:
+    """Whether some entry of the matrix stays zero."""
+    if isinstance(layer, StructuredLinear) or hasattr(layer, "weight_mask"):
+        return True
+    return bool((layer.weight == 0).any())
+
+
+def _block(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _shown(names: Iterable[str]) -> str:
+    known = list(names)
+    return (", ".join(known[:8]) or "none") + (f" and {len(known) - 8} more" if len(known) > 8 else "")
+
+
+def _listed(pairs: Iterable[Any]) -> list[Any]:
+    """The pairs; a single name, or two, are none."""
+    found = list(pairs) if isinstance(pairs, Iterable) and not isinstance(pairs, str) else [pairs]
+    if len(found) == 2 and all(isinstance(name, str) for name in found):
+        raise TypeError(f"pairs is {pairs!r}. Rule: a list of pairs. Write pairs=[({found[0]!r}, {found[1]!r})].")
+    return found
+
+
+def _names(pair: Any) -> tuple[str, str]:
+    """Two names, or those of a `LayerPair`."""
+    if isinstance(pair, LayerPair):
+        return pair.first, pair.second
+    if isinstance(pair, tuple | list) and len(pair) == 2 and all(isinstance(name, str) for name in pair):
+        first, second = pair
+        if first == second:
+            raise ValueError(f"the pair {pair!r} is a layer and itself. Rule: two layers, each with its own weights.")
+        return first, second
+    raise TypeError(f"pairs has {pair!r}. Rule: (first, second), two names of layers. Write pairs=[('0', '2')].")
+
+
+def _neighbours(model: nn.Module) -> Iterator[Neighbours]:
     """Linear layers that follow each other in a container, containers in containers included."""
     inside = {child for module in model.modules() if isinstance(module, nn.Sequential) for child in module.children()}
     for prefix, root in model.named_modules():
@@ -151,5 +221,5 @@ def _layer(named: dict[str, nn.Module], name: str) -> Layer:
     layers = [known for known, module in named.items() if isinstance(module, nn.Linear | StructuredLinear)]
     near = difflib.get_close_matches(name, layers, n=1)
     what = "is no module" if layer is None else f"is a {type(layer).__name__}"
-    hint = f" Did you mean {near[0]!r}?" if near else f" They are {', '.join(layers[:8]) or 'none'}."
+    hint = f" Did you mean {near[0]!r}?" if near else f" They are {_shown(layers)}."
     raise ValueError(f"{name!r} {what} of the model. Rule: nn.Linear or StructuredLinear.{hint}")
