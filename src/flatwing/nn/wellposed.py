@@ -131,11 +131,9 @@ def _say_what_is_left(model: nn.Module, found: Sequence[Neighbours]) -> None:
     if found and not left:
         return
     fits = [(a, b) for a in layers for b in layers if a != b and layers[a].out_features == layers[b].in_features]
-    # those that are of interest, and of one block, make the better example
-    example = max(
-        fits, key=lambda pair: (len({*pair} & {*left}), _block(pair[0]) == _block(pair[1])), default=("a", "b")
-    )
-    step = f"Name pairs that follow each other: layer_pairs(model, pairs=[{example!r}])."
+    # the better example: layers of interest, of one block, and not just square ones side by side
+    example = max(fits, key=lambda pair: _promise(layers, left, *pair), default=("a", "b"))
+    step = f"Name pairs that follow each other, such as layer_pairs(model, pairs=[{example!r}])."
     if found:
         warnings.warn(f"in no pair of neighbours: {_shown(left)} (masked or structured). {step}", stacklevel=3)
     elif len(layers) < 2:
@@ -157,8 +155,10 @@ def _restricted(layer: Layer) -> bool:
     return bool((layer.weight == 0).any())
 
 
-def _block(name: str) -> str:
-    return name.rpartition(".")[0]
+def _promise(layers: dict[str, Layer], left: list[str], first: str, second: str) -> tuple[int, bool, bool]:
+    block = first.rpartition(".")[0] == second.rpartition(".")[0]
+    sizes = [(layers[name].in_features, layers[name].out_features) for name in (first, second)]
+    return len({first, second} & set(left)), block, sizes[0] != sizes[1]
 
 
 def _shown(names: Iterable[str]) -> str:
