@@ -1,15 +1,18 @@
 """The hierarchical scheme: exact where FAuST is, in the sets it names, and clear about what it cannot do."""
 
+from typing import Any
+
 import pytest
 import torch
 
-from flatwing.factorize import SCHEMES, Scheme, hierarchical, palm
+from flatwing.factorize import SCHEMES, Scheme, hierarchical, palm, proximal
+from flatwing.factorize.proximal import State
 from flatwing.factorize.schemes import parse_scheme, rectangular_scheme, square_scheme
 from flatwing.structure import transforms
 from strategies import as_user
 
 
-@pytest.mark.parametrize("n", [4, 8, 32, 64])
+@pytest.mark.parametrize("n", [4, 8, 32, 64, 128])
 @pytest.mark.parametrize("polishing", [True, False])
 def test_hadamard_is_recovered(n: int, polishing: bool) -> None:
     H = transforms.hadamard(n).dense().double()
@@ -83,12 +86,19 @@ def test_refits_help() -> None:
 def test_complex_and_float32() -> None:
     F = torch.fft.fft(torch.eye(4, dtype=torch.complex128))
     H = transforms.hadamard(8).dense().double()
-    phases = torch.polar(torch.ones(8).double(), torch.arange(8.0).double())
-    assert hierarchical(H * phases, "hadamard").certificate.exact
     assert hierarchical(F, "square(2,2)").product.dtype == torch.complex128
     single = hierarchical(H.float(), "hadamard")
     assert single.certificate.exact
     assert single.product.dtype == torch.float32
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_phases_do_not_matter(seed: int) -> None:
+    # all entries have the same size, up to rounding, which must not decide which of them are kept
+    H = transforms.hadamard(16).dense()
+    random = torch.rand(2, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    rows, columns = torch.polar(torch.ones(2, 16, dtype=torch.float64), 6.28 * random)
+    assert hierarchical(rows[:, None] * H * columns, "hadamard").certificate.exact
 
 
 def test_deterministic_and_tells_how_far_it_is() -> None:
@@ -160,3 +170,26 @@ def test_half_precision_is_told() -> None:
     result = hierarchical(torch.randn(4, 4).half(), "hadamard", sweeps=2, refits=2)
     assert result.product.dtype == torch.float32
     assert result.notes[-1] == "float16 input: computed in float64, factors in float32"
+
+
+def test_work_ends_where_only_rounding_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    # errors at the level of rounding go up and down for ever, and L-BFGS can do nothing about them
+    counts: list[int] = []
+
+    def counted(self: State, A: torch.Tensor) -> None:
+        counts[-1] += 1
+        sweep(self, A)
+
+    def started(self: State, *arguments: Any) -> None:
+        counts.append(0)
+        run(self, *arguments)
+
+    sweep, run = State.sweep, State.run
+    monkeypatch.setattr(State, "sweep", counted)
+    monkeypatch.setattr(State, "run", started)
+    monkeypatch.setattr(proximal, "polish", lambda *_: pytest.fail("polished an exact product"))
+    H = transforms.hadamard(32).dense().double()
+    assert hierarchical(H, "hadamard", sweeps=500, refits=500).certificate.exact
+    assert len(counts) == 8
+    assert max(counts[::2]) < 40
+    assert max(counts[1::2]) < 10

@@ -287,3 +287,12 @@ def test_arguments_are_checked_however_they_come() -> None:
     with pytest.raises(ValueError, match=r"the constant is zero everywhere\. Rule: an entry that is not zero"):
         Projection("const", (np.zeros((2, 2)),))
     assert Projection("supp", (np.eye(2) > 0,)) == Projection.of(np.eye(2) > 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_sizes_that_only_rounding_tells_apart_are_equal(dtype: torch.dtype) -> None:
+    eps = torch.finfo(dtype).eps
+    row = torch.tensor([[1, 1 + 8 * eps, 1 + 500 * eps, 1 + 16 * eps]], dtype=dtype)
+    assert (Projection.of("splin(2)").set(row) != 0).tolist() == [[True, False, True, False]]
+    assert (Projection.of("splin(3)").set(row) != 0).tolist() == [[True, True, True, False]]
+    assert (Projection.of("splin(1)").set(row) != 0).tolist() == [[False, False, True, False]]

@@ -13,6 +13,9 @@ from jaxtyping import Bool, Int, Num, Shaped
 from ..core import Registry
 from ..structure import Support
 
+# Roundings by which equal sizes may differ. Rounding would decide else which of them are kept, and with them whether a
+# Hadamard matrix with other phases is still recovered.
+TIE = 64
 Values = Num[torch.Tensor, "m n"]
 Function = TypeVar("Function", bound=Callable[..., torch.Tensor])
 
@@ -59,11 +62,12 @@ def _rule(
 
 
 def _largest(scores: Num[torch.Tensor, "*batch k"], count: int) -> Bool[torch.Tensor, "*batch k"]:
-    """Where the `count` largest of the last axis are; of equal ones the first."""
+    """Where the `count` largest of the last axis are; of those equal to rounding the first."""
     total = scores.shape[-1]
-    count = min(count, total)
+    count, eps = min(count, total), torch.finfo(scores.dtype).eps
     least = scores.kthvalue(total - count + 1, dim=-1, keepdim=True).values
-    above, equal = scores > least, scores == least
+    above = scores > least * (1 + TIE * eps)
+    equal = (scores >= least * (1 - TIE * eps)) & ~above
     return above | (equal & (equal.cumsum(-1) <= count - above.sum(-1, keepdim=True)))
 
 

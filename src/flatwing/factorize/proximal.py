@@ -25,7 +25,8 @@ from .projections import Projection, projections_of
 DIRECTIONS = ("r2l", "l2r")
 SMALL = 16  # side up to which the spectral norm is computed; beyond, power iteration costs less
 # Steps of power iteration at first, and from where the last sweep ended; and the share that they may have missed.
-POWERS, MARGIN = (20, 3), 0.02
+POWERS, MARGIN = (20, 2), 0.02
+NOISE = 4 * torch.finfo(torch.float64).eps  # relative errors that differ by less are the same
 POLISH = 1000  # steps of L-BFGS at the end
 WARM = 10  # sweeps before that where all supports are given: more took longer and did not end lower
 THEOREM = "no guarantee: alternating steps end in a critical point; the lower bound is of the supports and sizes"
@@ -126,14 +127,13 @@ class State:
     def run(self, A: Num[torch.Tensor, "m n"], sweeps: int, tolerance: float) -> None:
         """Sweep until nothing changes; ends with the best factors on the way."""
         best = (self.error, list(self.factors), self.scale)
-        floor = torch.finfo(torch.float64).eps
         for _ in range(sweeps):
             before = self.error
             self.sweep(A)
             self.count += 1
             if self.error < best[0]:
                 best = (self.error, list(self.factors), self.scale)
-            if self.error <= floor or abs(before - self.error) <= tolerance * self.error:
+            if abs(before - self.error) <= tolerance * self.error + NOISE:
                 break
         self.error, self.factors, self.scale = best
 
@@ -152,13 +152,12 @@ class State:
         for k in range(last, -1, -1):
             j = k if backwards else last - k
             L, R = (ahead[k - 1] if k else None, behind) if backwards else (behind, ahead[k - 1] if k else None)
-            norms = (1.0 if side is None else self._norm(side, j, i == 0) for i, side in enumerate((L, R)))
-            rate = (self.scale * float(np.prod(list(norms)))) ** 2
+            rate = (self.scale * self._norm(L, j, True) * self._norm(R, j, False)) ** 2
             if rate > 0:
-                rest = A - self.scale * reduce(torch.matmul, [M for M in (L, factors[j], R) if M is not None])
+                rest = A.sub(reduce(torch.matmul, [M for M in (L, factors[j], R) if M is not None]), alpha=self.scale)
                 slope = rest if L is None else L.mH @ rest
                 slope = slope if R is None else slope @ R.mH
-                factors[j] = self.targets[j](factors[j] + (self.scale / rate) * slope)
+                factors[j] = self.targets[j](factors[j].add(slope, alpha=self.scale / rate))
             behind = factors[j] if behind is None else factors[j] @ behind if backwards else behind @ factors[j]
         assert behind is not None
         energy = float(torch.linalg.vector_norm(behind).square())
@@ -176,7 +175,8 @@ class State:
 
     def polish(self, A: Num[torch.Tensor, "m n"]) -> None:
         """Improve the values where the factors are not zero, all together, if the sets leave them free."""
-        if self.error <= torch.finfo(torch.float64).eps or not all(target.rule.entries for target in self.targets):
+        exact = self.error <= rounding_level(torch.float64, len(self.factors)) / 4
+        if exact or not all(target.rule.entries for target in self.targets):
             return
         root = abs(self.scale) ** (1 / len(self.factors))
         sizes = [root if self.scale > 0 else -root, *[root] * (len(self.factors) - 1)]
@@ -189,17 +189,19 @@ class State:
             rest = A - self.scale * reduce(torch.matmul, self.factors)
             self.error = float(torch.linalg.vector_norm(rest) / torch.linalg.vector_norm(A))
 
-    def _norm(self, side: Matrix, j: int, left: bool) -> float:
+    def _norm(self, side: Matrix | None, j: int, left: bool) -> float:
         """The spectral norm of one side, or a little more; beyond small sizes from where the last sweep ended."""
+        if side is None:
+            return 1.0
         if min(side.shape) <= SMALL:
             return float(torch.linalg.matrix_norm(side, 2))
         vector, powers = self._tops.get((j, left)), POWERS[1]
         if vector is None:
             # a start that depends on nothing random, and that no structured matrix is likely to be orthogonal to
             vector, powers = torch.cos(1.7 * torch.arange(1.0, side.shape[1] + 1)).to(side), POWERS[0]
-        size = 0.0
+        back, size = side.mH, 0.0
         for _ in range(powers):
-            vector = side.mH @ (side @ vector)
+            vector = back @ (side @ vector)
             size = float(torch.linalg.vector_norm(vector))
             if size == 0:
                 return 0.0
