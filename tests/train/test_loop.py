@@ -184,7 +184,7 @@ def test_score_that_is_not_finite_names_the_step() -> None:
         ({"clip": 0.0}, "clip is 0"),
         ({"clip": math.nan}, "clip is nan"),
         ({"precision": "fp8"}, "unknown precision 'fp8'. Known: fp32, bf16, fp16"),
-        ({"floor": 2.0}, "floor is 2.0. Rule: a share of lr"),
+        ({"floor": 2.0}, "floor is 2.0. Rule: a number from 0 to 1"),
         ({"micro_batch": 0}, "micro_batch is 0"),
         ({"save_every": -1}, "save_every is -1"),
         ({"parallel": "dpp"}, "unknown parallel 'dpp'"),

@@ -1,5 +1,6 @@
 """Every optimizer of torch by its name; what the loop cannot drive is refused with the reason."""
 
+import inspect
 from typing import Any
 
 import pytest
@@ -13,6 +14,11 @@ from flatwing.train.optimizers import REFUSED, make_optimizer
 
 def small() -> ByteLM:
     return ByteLM(width=8, depth=1, heads=2, mlp=1, context=4, vocab=5)
+
+
+def unchecked(function: Any) -> Any:
+    """The function as users call it: the tests' check of annotations comes before its own."""
+    return inspect.unwrap(function)
 
 
 def homogeneous() -> nn.Module:
@@ -189,6 +195,43 @@ def test_options_that_work_are_tried_without_a_trace() -> None:
         make_optimizer(model, name, 1e-3, options=options)
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize("name", ["AdamW", "SGD", "Muon", "AdamMini", "LITE"])
+@pytest.mark.parametrize("lr", [-1.0, float("nan"), float("inf"), True])
+def test_rates_out_of_range_are_refused_alike_for_every_optimizer(name: str, lr: float) -> None:
+    with pytest.raises(ValueError, match=rf"lr is {lr}\. Rule: a number, at least 0"):
+        unchecked(make_optimizer)(DigitsMLP(width=4), name, lr)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"weight_decay": float("nan")}, "weight_decay is nan. Rule: a number, at least 0"),
+        ({"options": {1: 2}}, r"options is \{1: 2\}. Rule: a dict with names as keys"),
+        ({"methods": {"ire": {1: 2}}}, r"ire is \{1: 2\}. Rule: a dict"),
+        ({"blockwise": {"ratios": 3}}, r"blockwise cannot work with \{'ratios': 3\}"),
+    ],
+)
+def test_tables_of_a_wrong_kind_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        unchecked(make_optimizer)(small(), "AdamW", 0.1, **settings)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((None, "AdamW", 0.1), "got a NoneType. Rule: the model itself"),
+        ((nn.Linear(2, 2), ["AdamW"], 0.1), r"name is \['AdamW'\]. Rule: the name of an optimizer"),
+        ((nn.Linear(2, 2), "AdamW", None), "lr is None. Rule: a number"),
+        ((nn.Linear(2, 2), "SGD", "x"), "lr is 'x'. Rule: a number"),
+        ((nn.Linear(2, 2), "SGD", 0.1, "x"), "weight_decay is 'x'. Rule: a number"),
+        ((nn.Linear(2, 2), "SGD", 0.1, 0.0, [1]), r"options is \[1\]. Rule: a dict"),
+    ],
+)
+def test_arguments_of_a_wrong_kind_are_refused(arguments: tuple[Any, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        unchecked(make_optimizer)(*arguments)
 
 
 def test_settings_of_a_method_of_the_wrong_type_are_refused() -> None:

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from ..nn import LayerPair
+from ..optim.check import require_number
 from .distributed import launched
 from .guard import FactorWatch
 from .state import Metric
@@ -81,7 +82,9 @@ class DivergenceGuard(Callback):
     """
 
     def __init__(self, factor: float = 3.0, after: int = 20, pairs: Sequence[tuple[str, str] | LayerPair] = ()) -> None:
-        if not factor > 1:
+        require_number("factor", factor, 1, good=3.0)
+        require_number("after", after, 0, good=20, whole=True)
+        if factor == 1:
             raise ValueError(f"factor is {factor}. Rule: above 1. Write factor=3.0.")
         self.factor, self.after = factor, after
         self.pairs = tuple((pair.first, pair.second) if isinstance(pair, LayerPair) else tuple(pair) for pair in pairs)

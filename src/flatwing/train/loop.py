@@ -16,27 +16,45 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from ..core import require_writable
+from ..optim.check import require_model
 from .callbacks import Callback, Training, running
-from .distributed import PARALLEL, anywhere, distribute, parted_weights, rank, ranks, reducing, total, whole
+from .check import PRECISIONS, check_hooks, check_places, check_plan, check_stepper
+from .distributed import anywhere, distribute, parted_weights, rank, ranks, reducing, total, whole
 from .optimizers import make_optimizer
 from .portions import Portion, portions
-from .schedule import SCHEDULES, factor
+from .schedule import factor
 from .state import Metric, State
 from .storage import load_weights
 
-PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-KEEPS = ("last", "best")
 SAVES = 20  # checkpoints of a run at least: what a kill can cost is a twentieth of it
 
 
 def cross_entropy(model: nn.Module, batch: Any) -> torch.Tensor:
     """Mean cross-entropy, in nats, of model(inputs) (..., classes) against targets (...); batch = (inputs, targets).
 
+    Raises `ValueError` for batches that are no such pair.
+
     >>> cross_entropy(nn.Identity(), (torch.zeros(3, 2), torch.tensor([0, 1, 1])))
     tensor(0.6931)
     """
+    if not (isinstance(batch, Sequence) and len(batch) == 2):
+        told = f"{len(batch)} parts" if isinstance(batch, Sequence) else f"a {type(batch).__name__}"
+        raise ValueError(f"a batch is {told}. Rule: a pair (inputs, targets). Draw a pair, or give fit loss=.")
     inputs, targets = batch
-    return F.cross_entropy(model(inputs).flatten(0, -2).float(), targets.flatten())
+    scores, labels = model(inputs).flatten(0, -2).float(), targets.flatten()
+    if len(scores) != len(labels) or len(labels) == 0 or labels.is_floating_point():
+        raise ValueError(
+            f"targets are {targets.dtype} of shape {tuple(targets.shape)} for {len(scores)} rows of scores. Rule: a "
+            "whole number for each row, at least one row. Draw such a batch, or give fit loss=."
+        )
+    try:
+        return F.cross_entropy(scores, labels)
+    except IndexError:
+        worst, classes = int(labels[(labels < 0) | (labels >= scores.shape[1])][0]), scores.shape[1]
+        raise ValueError(
+            f"a target is {worst}, the model has {classes} classes. Rule: 0 to {classes - 1}. Count from 0, or make "
+            "the model with more classes."
+        ) from None
 
 
 def fit(
@@ -99,6 +117,10 @@ def fit(
     >>> metrics[-1]["step"], metrics[-1]["loss"] < metrics[0]["loss"]
     (50, True)
     """
+    require_model(model)
+    calls = {"batches": batches, "loss": loss, "fetch": fetch, "evaluate": evaluate, "progress": progress}
+    check_hooks(calls, optimizer, callbacks)
+    check_places({"options": options, "settings": settings}, checkpoint)
     name = optimizer if isinstance(optimizer, str) else getattr(optimizer, "__name__", type(optimizer).__name__)
     plan = {
         "steps": steps, "lr": lr, "optimizer": name, "options": dict(options or {}), "weight_decay": weight_decay,
@@ -112,7 +134,7 @@ def fit(
         require_writable(checkpoint)
     network = distribute(model, parallel)
     named = partial(make_optimizer, name=name, lr=lr, weight_decay=weight_decay, options=options)
-    stepper = (named if isinstance(optimizer, str) else optimizer)(model)
+    stepper = check_stepper((named if isinstance(optimizer, str) else optimizer)(model))
     peaks = [float(group["lr"]) for group in stepper.param_groups]
     params = [p for p in model.parameters() if p.requires_grad]
     device = params[0].device
@@ -197,26 +219,6 @@ def _same(part: Any) -> Any:
 
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
-
-
-def check_plan(settings: Mapping[str, Any], evaluated: bool) -> None:
-    """Raise `ValueError` for arguments of `fit` that it cannot run with, `evaluated` or not."""
-    leasts = {"steps": 0, "lr": 0, "weight_decay": 0, "warmup": 0, "floor": 0, "every": 0}
-    for name, least in (leasts | {"save_every": 0, "micro_batch": 1}).items():
-        value = settings[name]
-        if value is not None and not least <= value < math.inf:
-            raise ValueError(f"{name} is {value}. Rule: finite and at least {least}.")
-    if settings["floor"] > 1:
-        raise ValueError(f"floor is {settings['floor']}. Rule: a share of lr, from 0 to 1. Write floor=0.1.")
-    clip = settings["clip"]
-    if clip is not None and not clip > 0:
-        raise ValueError(f"clip is {clip}. Rule: a norm above 0, or None to leave gradients alone. Write clip=1.0.")
-    for name, known in (("precision", PRECISIONS), ("keep", KEEPS), ("parallel", PARALLEL)):
-        if settings[name] not in known:
-            raise ValueError(f"unknown {name} {settings[name]!r}. Known: {', '.join(known)}.")
-    SCHEDULES[settings["schedule"]]  # raises, with the nearest name
-    if settings["keep"] == "best" and not evaluated:
-        raise ValueError("keep is 'best', but nothing scores the model. Give evaluate=, or write keep='last'.")
 
 
 @contextmanager

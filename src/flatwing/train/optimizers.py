@@ -27,6 +27,8 @@ from ..optim import (
     muon_groups,
     weight_decay_groups,
 )
+from ..optim.check import require_model, require_number, require_rate
+from .check import check_table
 
 REFUSED = {
     "LBFGS": "it evaluates the loss several times per step",
@@ -85,6 +87,7 @@ def make_optimizer(
     Traceback (most recent call last):
     ValueError: unknown optimizer 'AdamWW', did you mean 'AdamW'? Known: ...
     """
+    _require_kinds(model, name, lr, weight_decay, {"options": options, "blockwise": blockwise, "methods": methods})
     kind, options = OPTIMIZERS[name], dict(options or {})
     make = cast(Callable[..., Optimizer], kind)
     _check(kind, name, weight_decay, options, methods or {})
@@ -126,6 +129,18 @@ def make_optimizer(
                     f"{method} cannot work with {dict(methods[method])}: {error}. Correct them."
                 ) from error
     return optimizer
+
+
+def _require_kinds(model: Any, name: Any, lr: Any, weight_decay: Any, tables: Mapping[str, Any]) -> None:
+    require_model(model)
+    if not isinstance(name, str):
+        raise ValueError(f"name is {name!r}. Rule: the name of an optimizer, a string. Write 'AdamW'.")
+    require_rate(lr)
+    require_number("weight_decay", weight_decay, 0, good=0.01)
+    for table, entries in tables.items():
+        check_table(table, entries)
+    for method, settings in (tables["methods"] or {}).items():
+        check_table(method, settings if isinstance(settings, Mapping) else [settings])
 
 
 def _check(
@@ -182,7 +197,10 @@ def _blockwise(
     params: Iterable[nn.Parameter] | None = None,
 ) -> Groups:
     _require_settings("blockwise", BLOCKWISE, settings)
-    return blockwise_lr(model, lr, weight_decay=weight_decay, params=params, **settings)
+    try:
+        return blockwise_lr(model, lr, weight_decay=weight_decay, params=params, **settings)
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"blockwise cannot work with {dict(settings)}: {error}. Correct them.") from error
 
 
 def _require_settings(what: str, known: Iterable[str], settings: Iterable[str]) -> None:

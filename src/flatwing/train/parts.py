@@ -14,11 +14,13 @@ from torch import nn
 from ..data import Dataset, open_data
 from ..optim import BatchSizeSchedule
 from .callbacks import Callback, DivergenceGuard
-from .loop import check_plan
+from .check import check_plan
 from .models import Model, build_model, sizes_for
 from .optimizers import make_optimizer
 from .phases import MaskRefresh, SamPhase
 from .recipe import Recipe
+
+STEPS = 100_000_000  # of a run: the size of each one is kept
 
 
 @final
@@ -86,8 +88,12 @@ def optimizer_of(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
 def _batch_sizes(recipe: Recipe, samples: int) -> tuple[int, ...]:
     """The batch size of each step; of a run in stages the last one is cut where its epochs end."""
     run = recipe.run
+    length = run.steps if run.steps is not None else (run.epochs or 0) * samples / run.batch_size
+    if length > STEPS:
+        name = "steps" if run.steps is not None else "epochs"
+        raise ValueError(f"run.{name} asks for {length:.3g} steps. Rule: at most {STEPS:,}. Write run.steps={STEPS}.")
     if run.batch_stages is None:
-        steps = run.steps if run.steps is not None else ceil((run.epochs or 0) * samples / run.batch_size)
+        steps = ceil(length)
         return (run.batch_size,) * steps
     total = None if run.epochs is None else max(1, round(run.epochs * samples))
     schedule = BatchSizeSchedule([(start, size) for start, size in run.batch_stages], micro=1, total=total)

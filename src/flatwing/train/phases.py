@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from ..optim import IRE, Shell, late, perturbed
+from ..optim.check import require_number
 from .callbacks import Callback, Training
 
 
@@ -52,9 +53,9 @@ class SamPhase(Callback):
     """
 
     def __init__(self, rho: float = 0.05, *, adaptive: bool = False, share: float = 1.0) -> None:
-        if not 0 <= share <= 1:
-            raise ValueError(f"share is {share}. Rule: between 0, never on, and 1, always on. Take 0.25.")
-        if not 0 < rho < float("inf"):
+        require_number("share", share, 0, 1, good=0.25)
+        require_number("rho", rho, 0, good=0.05)
+        if rho == 0:
             raise ValueError(f"rho is {rho}. Rule: a length above 0. Take 0.05.")
         self.rho, self.adaptive, self.share = rho, adaptive, share
         self.start = 0
