@@ -100,6 +100,11 @@ def hierarchical_methods(A: np.ndarray, scheme: str, theirs: Any) -> dict[str, F
         stop = StoppingCriterion(num_its=30)
         return ParamsHierarchical(*sets, stop, stop, is_update_way_R2L=True)
 
+    return four_methods(ours, faust)
+
+
+def four_methods(ours: Callable[[bool], Any], faust: Callable[[int], Any]) -> dict[str, Found]:
+    """`ours` by whether it polishes, `faust` by the year of its backend."""
     return {
         "flatwing": lambda: ours(True),
         "flatwing, not polished": lambda: ours(False),
@@ -136,12 +141,7 @@ def palm_methods(A: np.ndarray, sets: list[tuple[str, int]]) -> dict[str, Found]
         product = pyfaust.fact.palm4msa(A, ParamsPalm4MSA(limits, stop, is_update_way_R2L=True), backend=backend)
         return product.toarray(), product.nnz_sum()
 
-    return {
-        "flatwing": lambda: ours(True),
-        "flatwing, not polished": lambda: ours(False),
-        "pyfaust 2016": lambda: faust(2016),
-        "pyfaust 2020": lambda: faust(2020),
-    }
+    return four_methods(ours, faust)
 
 
 def fixed_cases() -> Iterator[tuple[str, np.ndarray, dict[str, Found]]]:

@@ -18,7 +18,6 @@ import argparse
 import itertools
 import json
 import math
-import platform
 import statistics
 import time
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from flatwing.core import replacing
+from flatwing.core.machine import processor
 from flatwing.optim import SAM, late
 
 RESULT = Path(__file__).parent / "results" / "late_sam.json"
@@ -187,7 +187,7 @@ def main() -> None:
             "setting": vars(SETTINGS[name]),
             "seeds": arguments.seeds,
             "torch": torch.__version__,
-            "machine": platform.machine(),
+            "machine": processor(),
             "seconds": round(time.perf_counter() - begin, 1),
             "rows": rows,
             "runs": {str(share): [vars(run) for run in many] for share, many in runs.items()},

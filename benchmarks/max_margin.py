@@ -23,6 +23,7 @@ import numpy as np
 from sklearn.datasets import load_digits
 
 from flatwing.core import replacing
+from flatwing.core.machine import processor
 from flatwing.optim.margin import margin, widest_margin
 from flatwing.optim.prgd import at, normalized_gd, prgd
 
@@ -92,7 +93,7 @@ def main() -> None:
     }
     summaries = {name: summary(some) for name, some in of.items()}
     print(json.dumps(summaries, indent=1))
-    machine = {"python": platform.python_version(), "numpy": np.__version__, "machine": platform.machine()}
+    machine = {"python": platform.python_version(), "numpy": np.__version__, "machine": processor()}
     with replacing(RESULT) as path:
         path.write_text(json.dumps({"machine": machine, "summary": summaries, "problems": rows}, indent=1) + "\n")
 
