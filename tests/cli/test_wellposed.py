@@ -106,7 +106,7 @@ def test_blocks_are_refused_and_named_pairs_are_taken(tmp_path: Path) -> None:
     assert "do not tell which matrices follow each other: model.layers.0.mlp.down_proj.weight (4x8), " in refused.stderr
     # the sentence ends in what works
     ending = refused.stderr.strip().split("--pairs ")[-1]
-    assert ending.startswith("model.layers.0.mlp.")
+    assert ending == "model.layers.0.mlp.up_proj.weight:model.layers.0.mlp.down_proj.weight"
     assert run(file, "--pairs", ending).exit_code == 0
     result = run(
         file,

@@ -126,7 +126,7 @@ def test_models_without_neighbours_are_refused_with_what_was_found() -> None:
     with pytest.raises(ValueError, match=r"the model has 0 linear layers \(none\)"):
         layer_pairs(nn.ReLU())
     block = nn.ModuleDict({"q": nn.Linear(2, 2), "k": nn.Linear(2, 2), "up": nn.Linear(2, 5), "down": nn.Linear(5, 2)})
-    with pytest.raises(ValueError, match=r"such as layer_pairs\(model, pairs=\[\('(up', 'down|down', 'up|q', 'up)'"):
+    with pytest.raises(ValueError, match=r"such as layer_pairs\(model, pairs=\[\('up', 'down'\)"):
         layer_pairs(block)
     structured = nn.ModuleList([StructuredLinear(Chain.monarch(6, 6, blocks=2)), nn.Linear(6, 6)])
     with pytest.raises(ValueError, match=r"structured are 0\. "):

@@ -52,8 +52,7 @@ def no_neighbours(source: str, shapes: Shapes) -> ValueError:
     fitting = [(a, b) for a in weights for b in weights if a != b and _multiply(shapes, a, b)]
     if not fitting:
         return ValueError(f"{source!r} has no two matrices that multiply: {told}.")
-    # as an example one inside of a block, whose sizes say something
-    a, b = max(fitting, key=lambda pair: (shapes[pair[0]] != shapes[pair[1]], _together(*pair)))
+    a, b = max(fitting, key=lambda pair: _promise(shapes, *pair))
     return ValueError(
         f"the names in {source!r} do not tell which matrices follow each other: {told}. Name them with --pairs "
         f"FIRST:SECOND, y = second @ first @ x, once for each; if these two do: --pairs {a}:{b}"
@@ -130,10 +129,12 @@ def _multiply(shapes: Shapes, first: str, second: str) -> bool:
     return shapes[second][1] == shapes[first][0]
 
 
-def _together(first: str, second: str) -> int:
-    """How many blocks, one in another, two tensors are both in."""
+def _promise(shapes: Shapes, first: str, second: str) -> tuple[bool, int, bool]:
+    """How good an example is: sizes that say something, many blocks that both are in, first wider, then narrower."""
     parts = zip(first.split("."), second.split("."), strict=False)
-    return sum(1 for _ in takewhile(lambda both: both[0] == both[1], parts))
+    together = sum(1 for _ in takewhile(lambda both: both[0] == both[1], parts))
+    rows, columns = shapes[first]
+    return shapes[first] != shapes[second], together, rows > columns
 
 
 def _listed(shapes: Shapes, names: Sequence[str]) -> str:

@@ -155,10 +155,11 @@ def _restricted(layer: Layer) -> bool:
     return bool((layer.weight == 0).any())
 
 
-def _promise(layers: dict[str, Layer], left: list[str], first: str, second: str) -> tuple[int, bool, bool]:
+def _promise(layers: dict[str, Layer], left: list[str], first: str, second: str) -> tuple[int, bool, bool, bool]:
+    """How good an example is: as few square ones side by side as possible, first wider, then narrower."""
     block = first.rpartition(".")[0] == second.rpartition(".")[0]
     sizes = [(layers[name].in_features, layers[name].out_features) for name in (first, second)]
-    return len({first, second} & set(left)), block, sizes[0] != sizes[1]
+    return len({first, second} & set(left)), block, sizes[0] != sizes[1], sizes[0][0] < sizes[0][1]
 
 
 def _shown(names: Iterable[str]) -> str:
