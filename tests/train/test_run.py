@@ -191,6 +191,33 @@ def test_batches_grow_in_stages_and_each_epoch_sees_each_sample_once(tmp_path: P
     assert late.notes == ("run.batch_stages go to 128 at 9,999 samples: this run ends at 512.",)
 
 
+def rates(folder: Path) -> list[float]:
+    return [line["lr"] for line in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()) if line["step"]]
+
+
+@pytest.mark.parametrize(("scale", "factor"), [("none", 1.0), ("sqrt", 2.0), ("linear", 4.0)])
+def test_rates_follow_the_samples_and_the_scale_of_the_stages(tmp_path: Path, scale: str, factor: float) -> None:
+    stages = ["run.batch_stages=[[0, 50], [200, 200]]", f"run.batch_lr_scale={scale}", "run.steps=8"]
+    recipe = short(*stages, "schedule.name=linear", "schedule.warmup=0", "optimizer.lr=1e-3", "run.evaluate_every=0")
+    run_recipe(recipe, tmp_path / "run")
+    seen = [0, 50, 100, 150, 200, 400, 600, 800]  # of 1000
+    expected = [1e-3 * (1 - n / 1000) * (1 if n < 200 else factor) for n in seen]
+    assert rates(tmp_path / "run") == pytest.approx(expected)
+
+
+def test_the_rate_that_is_told_is_the_one_of_the_step(tmp_path: Path) -> None:
+    found: list[float] = []
+
+    class Look(Callback):
+        def on_metric(self, training: Training, metric: dict[str, Any]) -> None:
+            if metric["step"]:
+                found.append(training.optimizer.param_groups[0]["lr"])
+
+    stages = ["run.batch_stages=[[0, 50], [200, 200]]", "run.batch_lr_scale=linear"]
+    run_recipe(short(*stages), tmp_path / "run", callbacks=[Look()])
+    assert found == pytest.approx(rates(tmp_path / "run"))
+
+
 class Margin(Callback):
     """min (f_y - f_j) / |theta|^2 of a network with two layers over the training samples, and |theta|, after steps."""
 
@@ -235,6 +262,8 @@ def test_epochs_are_steps_over_the_training_samples() -> None:
         ("run.epochs=1e300", r"run.epochs asks for .* steps. Rule: at most 100,000,000"),
         ("run.steps=200000000", r"run.steps asks for 2e\+08 steps. Rule: at most 100,000,000"),
         ("guard={after=-5}", "after is -5. Rule: a whole number, at least 0"),
+        ("run.batch_lr_scale=sqrt", "run.batch_lr_scale is 'sqrt' without stages"),
+        ("run={steps=4, batch_stages=[[0, 64]], batch_lr_scale='cubic'}", "unknown lr_scale 'cubic'. Known: none"),
         ("run.threads=0", "run.threads is 0"),
         ("run.device=tpu", "run.device is 'tpu'. Rule: auto, cpu"),
         ("run.precision=fp8", "unknown precision 'fp8'"),

@@ -77,6 +77,23 @@ class BatchSizeSchedule:
     8 1 0.2 step
     9 2 0.67
     11 1 0.33 step
+
+    In a loop of one's own, with the learning rate following the samples:
+
+    >>> import torch
+    >>> data, net = torch.randn(12, 3), torch.nn.Linear(3, 1)
+    >>> sgd = torch.optim.SGD(net.parameters(), lr=0.1)
+    >>> schedule = BatchSizeSchedule([(0, 2), (4, 5)], micro=2, total=12, lr_scale="sqrt")
+    >>> for part in schedule:
+    ...     rows = data[part.first : part.first + part.size]
+    ...     (part.weight * net(rows).square().mean()).backward()
+    ...     if part.last:
+    ...         sgd.param_groups[0]["lr"] = 0.1 * (1 - schedule.progress)
+    ...         with part.scaled(sgd):
+    ...             sgd.step()
+    ...         sgd.zero_grad()
+    >>> schedule.steps, schedule.seen
+    (4, 12)
     """
 
     def __init__(
@@ -126,10 +143,18 @@ class BatchSizeSchedule:
     def _stage_size(self, seen: int) -> int:
         return [size for start, size in self.stages if start <= seen][-1]
 
+    def lr_factor(self, seen: int) -> float:
+        """What `lr_scale` multiplies the learning rate by in the step that begins after `seen` samples.
+
+        >>> BatchSizeSchedule([(0, 4), (10, 16)], micro=4, lr_scale="sqrt").lr_factor(20)
+        2.0
+        """
+        return (self._stage_size(seen) / self.stages[0][1]) ** POWERS[self.lr_scale]
+
     def step(self, seen: int) -> tuple[MicroBatch, ...]:
         """The micro-batches of the step that begins after `seen` samples: a pure function."""
         batch = self.batch_size(seen)
-        factor = (self._stage_size(seen) / self.stages[0][1]) ** POWERS[self.lr_scale]
+        factor = self.lr_factor(seen)
         parts: list[MicroBatch] = []
         for first in range(0, batch, self.micro):
             size = min(self.micro, batch - first)

@@ -25,6 +25,7 @@ from .models import sizes_for as sizes_for
 from .models import twin as twin
 from .optimizers import OPTIMIZERS as OPTIMIZERS
 from .optimizers import make_optimizer as make_optimizer
+from .phases import BatchStages as BatchStages
 from .phases import MaskRefresh as MaskRefresh
 from .phases import SamPhase as SamPhase
 from .recipe import Recipe as Recipe

@@ -31,7 +31,8 @@ class Training:
     `network` is what computes gradients, DDP around `model` for instance, and the model itself in one process.
     `gradient()` computes the gradient of the batch of this step at the weights of the moment into `.grad`, all
     micro-batches and ranks included, and returns the mean loss; under float16 it is multiplied by the loss scale.
-    `batches` are functions that fetch the micro-batches of this rank. `rates` are the learning rates of all steps.
+    `batches` are functions that fetch the micro-batches of this rank. `rates` are the learning rates of all steps:
+    step k is at places[k] of the schedule, in steps, and its rate is multiplied by scales[k]; see `repace`.
     `stop` = True ends the run after this step, on all ranks, with a checkpoint if there is one.
     """
 
@@ -44,6 +45,14 @@ class Training:
     gradient: Callable[[], torch.Tensor] = field(default=lambda: torch.zeros(()), repr=False)
     batches: Sequence[Callable[[], Any]] = ()
     stop: bool = False
+    curve: Callable[[float], float] = field(default=lambda place: 0.0, repr=False)
+    places: Sequence[float] = ()
+    scales: Sequence[float] = ()
+
+    def repace(self, places: Sequence[float], scales: Sequence[float]) -> None:
+        """Let the steps be at other places of the schedule, and scale their rates; to be called in `on_start`."""
+        self.places, self.scales = places, scales
+        self.rates = [self.curve(place) * scale for place, scale in zip(places, scales, strict=True)]
 
     @property
     def steps(self) -> int:

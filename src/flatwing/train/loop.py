@@ -142,8 +142,9 @@ def fit(
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
     state = State() if checkpoint is None else State.resume(checkpoint, model, stepper, plan, scaler)
     often = min(every or steps, max(1, steps // SAVES)) if save_every is None else save_every
-    rates = [lr * factor(schedule, step, steps, warmup, floor) for step in range(steps)]
-    training = Training(model, network, stepper, rates, state.metrics, state.step)
+    training = Training(model, network, stepper, [], state.metrics, state.step)
+    training.curve = lambda place: lr * _factor(schedule, place, steps, warmup, floor)
+    training.repace([float(step) for step in range(steps)], [1.0] * steps)
 
     def gradient(parts: Sequence[Portion]) -> torch.Tensor:
         """The gradient of the mean loss over all rows of all ranks, times the loss scale, and that loss."""
@@ -186,14 +187,15 @@ def fit(
                     callback.on_gradient(training)
             scaler.unscale_(stepper)
             norm = whole(nn.utils.clip_grad_norm_(params, math.inf if clip is None else clip))
-            metric = {"step": step + 1, "loss": value.item(), "lr": rates[step], "norm": norm.item()}
+            metric = {"step": step + 1, "loss": value.item(), "lr": training.rates[step], "norm": norm.item()}
             if precision == "fp16" and not math.isfinite(metric["norm"]) and scaler.get_scale() > 1:
                 del metric["norm"]
                 metric["skipped"] = 1
             _require_finite(metric)
             for group, peak in zip(stepper.param_groups, peaks, strict=True):
                 end = min(1.0, floor * lr / peak) if peak else 0.0
-                group["lr"] = peak * factor(schedule, step, steps, warmup, end)
+                share = _factor(schedule, training.places[step], steps, warmup, end)
+                group["lr"] = peak * share * training.scales[step]
             scaler.step(stepper)
             scaler.update()
             training.step = state.step = step + 1
@@ -215,6 +217,13 @@ def fit(
 
 def _same(part: Any) -> Any:
     return part
+
+
+def _factor(schedule: str, place: float, steps: int, warmup: int, floor: float) -> float:
+    """The factor of the schedule at a place in steps; between two steps a straight line."""
+    step, part = int(place), place % 1
+    here = factor(schedule, step, steps, warmup, floor)
+    return here if part == 0 else (1 - part) * here + part * factor(schedule, step + 1, steps, warmup, floor)
 
 
 def _due(step: int, every: int) -> bool:
@@ -253,5 +262,5 @@ def _require_finite(metric: Metric) -> None:
         if not math.isfinite(value):
             raise FloatingPointError(
                 f"{name} is {value} at step {metric['step']}. Rule: finite. "
-                "Lower lr, raise warmup or lower clip; a checkpoint holds the last good state."
+                "Lower lr, raise warmup or lower clip; a checkpoint, if there is one, holds the last good state."
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from math import ceil
+from math import ceil, inf
 from typing import final
 
 import torch
@@ -17,7 +17,7 @@ from .callbacks import Callback, DivergenceGuard
 from .check import check_plan
 from .models import Model, build_model, sizes_for
 from .optimizers import make_optimizer
-from .phases import MaskRefresh, SamPhase
+from .phases import BatchStages, MaskRefresh, SamPhase
 from .recipe import Recipe
 
 STEPS = 100_000_000  # of a run: the size of each one is kept
@@ -56,13 +56,16 @@ def make_parts(recipe: Recipe, device: torch.device | None = None) -> Parts:
     """
     run = recipe.run
     methods = _methods(recipe)
+    stages = _stages(recipe)
     data = open_data(recipe.data.name, **recipe.data.options)
     sizes = sizes_for(recipe.model.name, data) | recipe.model.sizes
     with torch.random.fork_rng([]):
         torch.manual_seed(run.seed)
         model = build_model(recipe.model.name, sizes).to(device or "cpu")
     count = data.sizes["train"]
-    batches = _batch_sizes(recipe, count)
+    batches = _batch_sizes(recipe, stages, count)
+    if stages is not None:
+        methods = (BatchStages(stages, batches), *methods)  # first: others look at the rates
     steps = len(batches)
     plan = {
         "steps": steps, "lr": recipe.optimizer.lr, "weight_decay": recipe.optimizer.weight_decay,
@@ -85,23 +88,35 @@ def optimizer_of(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
     )
 
 
-def _batch_sizes(recipe: Recipe, samples: int) -> tuple[int, ...]:
+def _stages(recipe: Recipe) -> BatchSizeSchedule | None:
+    run = recipe.run
+    if run.batch_stages is not None:
+        pairs = [(start, size) for start, size in run.batch_stages]
+        return BatchSizeSchedule(pairs, micro=1, lr_scale=run.batch_lr_scale or "none")
+    if run.batch_lr_scale is not None:
+        raise ValueError(
+            f"run.batch_lr_scale is {run.batch_lr_scale!r} without stages. Rule: it is for batches that grow. "
+            "Write run.batch_stages=[[0, 64], [10000, 256]], or leave it out."
+        )
+    return None
+
+
+def _batch_sizes(recipe: Recipe, stages: BatchSizeSchedule | None, samples: int) -> tuple[int, ...]:
     """The batch size of each step; of a run in stages the last one is cut where its epochs end."""
     run = recipe.run
-    length = run.steps if run.steps is not None else (run.epochs or 0) * samples / run.batch_size
+    least = run.batch_size if stages is None else min(size for _, size in stages.stages)
+    length = run.steps if run.steps is not None else (run.epochs or 0) * samples / least
     if length > STEPS:
         name = "steps" if run.steps is not None else "epochs"
         raise ValueError(f"run.{name} asks for {length:.3g} steps. Rule: at most {STEPS:,}. Write run.steps={STEPS}.")
-    if run.batch_stages is None:
-        steps = ceil(length)
-        return (run.batch_size,) * steps
-    total = None if run.epochs is None else max(1, round(run.epochs * samples))
-    schedule = BatchSizeSchedule([(start, size) for start, size in run.batch_stages], micro=1, total=total)
+    if stages is None:
+        return (run.batch_size,) * ceil(length)
+    total = inf if run.epochs is None else max(1, round(run.epochs * samples))
     sizes: list[int] = []
     seen = 0
-    while (run.steps is None or len(sizes) < run.steps) and (size := schedule.batch_size(seen)):
-        sizes.append(size)
-        seen += size
+    while (run.steps is None or len(sizes) < run.steps) and seen < total:
+        sizes.append(int(min(stages.batch_size(seen), total - seen)))
+        seen += sizes[-1]
     return tuple(sizes)
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import accumulate
 from typing import Any, final
 
 import torch
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from ..optim import IRE, Shell, late, perturbed
+from ..optim import IRE, BatchSizeSchedule, Shell, late, perturbed
 from ..optim.check import require_number
 from .callbacks import Callback, Training
 
@@ -41,6 +42,26 @@ def _inside(optimizer: Optimizer, kind: type[IRE]) -> IRE | None:
         return optimizer
     members = optimizer.members if isinstance(optimizer, Shell) else ()
     return next((found for member in members if (found := _inside(member, kind)) is not None), None)
+
+
+@final
+class BatchStages(Callback):
+    """Learning rates of a run whose batch size grows: they follow the samples that were seen, not the steps.
+
+    A step that begins when a share of all samples was seen is at that share of the schedule, whatever its number. The
+    rates of later stages are multiplied by `lr_factor` of the schedule. `sizes` are the batch sizes of all steps, and
+    with one size nothing changes. Warm-up counts steps of the mean size. Source: Late switching, arXiv:2602.14208.
+    """
+
+    def __init__(self, schedule: BatchSizeSchedule, sizes: Sequence[int]) -> None:
+        self.schedule, self.sizes = schedule, tuple(sizes)
+
+    @override
+    def on_start(self, training: Training) -> None:
+        """Place the steps."""
+        total, starts = sum(self.sizes), list(accumulate(self.sizes, initial=0))[:-1]
+        places = [start * training.steps / total for start in starts]
+        training.repace(places, [self.schedule.lr_factor(start) for start in starts])
 
 
 @final

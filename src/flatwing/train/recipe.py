@@ -90,15 +90,17 @@ class RunPart:
 
     `batch_size` is that of all ranks together. With `batch_stages` = [[0, 64], [10000, 256]] it is 64 until 10 000
     samples were seen, texts for language models, and 256 from then on, and `batch_size` is not used; learning rates
-    follow the steps as ever. See `flatwing.optim.batch_size` for when to switch. `parallel` says how several ranks
-    work; a process alone needs nothing. `checkpoint_every` steps the run is saved, so that a kill loses no more; by
-    default each time it is scored, and not less often than each twentieth of the run; 0 is at the end only.
+    then follow the samples seen, and `batch_lr_scale` says how they change with the batch: "none" (the theory, and
+    the default), "sqrt" or "linear". See `flatwing.optim.batch_size` for when to switch. `parallel` says how several
+    ranks work; a process alone needs nothing. `checkpoint_every` steps the run is saved, so that a kill loses no more;
+    by default each time it is scored, and not less often than each twentieth of the run; 0 is at the end only.
     """
 
     steps: int | None = None
     epochs: float | None = None
     batch_size: int = 32
     batch_stages: list[list[int]] | None = None
+    batch_lr_scale: str | None = None
     micro_batch: int | None = None
     precision: str = "fp32"
     clip: float = 1.0
