@@ -113,9 +113,9 @@ def test_a_cluster_is_judged_by_its_sum_and_beyond_the_excess_only() -> None:
     left = np.ones(16)
     left[[0, 8]] = 2
     # pairs that hold 3 of a median of 2, exactly 1.5 times
-    assert len(list(exchanges(np.arange(16), left, (8, 2)))) == 1
+    assert len(list(exchanges(np.arange(16), left, (4, 2, 2)))) == 1
     left[[0, 8]] = EXCESS
-    assert list(exchanges(np.arange(16), left, (8, 2))) == []
+    assert list(exchanges(np.arange(16), left, (4, 2, 2))) == []
 
 
 def test_the_order_given_is_not_written_to() -> None:
