@@ -14,8 +14,8 @@ def diagonal_of_hessian(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
 def test_mean_of_many_draws_is_the_hessian_of_softmax_regression() -> None:  # I5
     w, x = nn.Parameter(torch.randn(3, 4)), torch.randn(8, 4)
     wanted = diagonal_of_hessian(x, w.detach())
-    found = sampled_diagonal(lambda: x @ w.T, [w], draws=20_000)[0]
-    assert float(((found - wanted) / wanted).abs().max()) < 0.05
+    found = sampled_diagonal(lambda: x @ w.T, [w], draws=5_000)[0]
+    assert float(((found - wanted) / wanted).abs().max()) < 0.08
 
 
 def test_a_draw_is_n_times_the_squared_gradient_of_the_mean_loss() -> None:
