@@ -1,3 +1,4 @@
+import inspect
 from itertools import groupby
 from typing import Any
 
@@ -149,6 +150,36 @@ def test_schedulers_do_not_see_the_factor() -> None:
 def test_settings_are_checked(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         BatchSizeSchedule(**{"stages": [(0, 4)], "micro": 4, **settings})
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"stages": None}, "stages is None. Rule: pairs"),
+        ({"stages": {0: 64}}, r"stages is \{0: 64\}. Rule: pairs"),
+        ({"stages": [64]}, r"a stage is 64. Rule: \(samples seen, batch size\)"),
+        ({"stages": [(0, "x")]}, "a batch size is 'x'. Rule: a whole number"),
+        ({"rank": "x"}, "rank is 'x'. Rule: a whole number"),
+        ({"world": None}, "world is None. Rule: a whole number, at least 1"),
+        ({"lr_scale": ["sqrt"]}, r"unknown lr_scale \['sqrt'\]"),
+    ],
+)
+def test_settings_of_a_wrong_kind_are_refused(settings: dict[str, Any], words: str) -> None:
+    schedule = BatchSizeSchedule([(0, 4)], 4)
+    make = inspect.unwrap(type(schedule).__init__)  # without the tests' check of annotations, which comes first
+    with pytest.raises(ValueError, match=words):
+        make(schedule, **{"stages": [(0, 4)], "micro": 4, **settings})
+
+
+def test_counts_of_a_wrong_kind_are_refused() -> None:
+    schedule = BatchSizeSchedule([(0, 4)], 4, total=10)
+    for state, words in (({}, "with seen and steps"), ({"seen": 1.5, "steps": 1}, "seen is 1.5. Rule: a whole number")):
+        with pytest.raises(ValueError, match=words):
+            schedule.load_state_dict(state)
+    with pytest.raises(ValueError, match=r"seen is -1. Rule: a whole number, at least 0"):
+        schedule.batch_size(-1)
+    with pytest.raises(ValueError, match=r"s is True. Rule: a number"):
+        inspect.unwrap(two_stage)(100, 1, 4, s=True, beta=2.0)
 
 
 def test_state_beyond_the_end_is_refused() -> None:

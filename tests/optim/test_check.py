@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from torch.optim import LBFGS, SGD, AdamW
 
-from flatwing.optim import ASAM, IRE, SAM, GradPower, Late, LITEAdam, Shell, late
-from flatwing.optim.check import require_number, require_rate, require_rules
+from flatwing.optim import ASAM, IRE, LITE, SAM, GradPower, Late, LITEAdam, Shell, late
+from flatwing.optim.check import parameters_of, require_number, require_rate, require_rules
 
 
 def weight() -> nn.Parameter:
@@ -50,6 +50,27 @@ def test_rates_are_numbers_or_tensors_of_one() -> None:
     for bad in ("x", None, -1.0, torch.nan, torch.tensor(-1.0), torch.ones(2), torch.tensor(1j)):
         with pytest.raises(ValueError, match=r"(?s)lr is .* Rule: a number, at least 0"):
             require_rate(bad)
+
+
+@pytest.mark.parametrize(
+    ("params", "match"),
+    [
+        (None, "params is a NoneType. Rule: tensors"),
+        (torch.ones(2), "params is a Tensor. Rule: tensors"),
+        ("weight", "params is a str. Rule"),
+        ({"params": []}, "params is a dict. Rule"),
+        ([None], r"params has the entry None. Rule.*Write model.parameters\(\)"),
+        ([{"lr": 0.1}], r"params has the entry \{'lr': 0.1\}"),
+        ([], "there is no parameter. Rule: at least one"),
+    ],
+)
+def test_parameters_are_tensors_pairs_or_groups(params: Any, match: str) -> None:
+    w = weight()
+    for good in ([w], iter([w]), [("w", w)], [{"params": [w]}]):
+        assert len(parameters_of(good)) == 1
+    for use in (parameters_of, LITE):
+        with pytest.raises(ValueError, match=match):
+            use(params)
 
 
 @pytest.mark.parametrize(

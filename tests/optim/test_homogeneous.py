@@ -1,6 +1,7 @@
 """PRGD: its formula step by step, what it does to margins, and how it behaves in a training loop."""
 
 import copy
+import inspect
 import math
 from itertools import pairwise
 from typing import Any
@@ -161,6 +162,27 @@ def test_the_log_loss_is_the_logarithm_of_the_exponential_loss() -> None:
     scores, labels = torch.randn(5, 3, dtype=torch.float64), torch.tensor([0, 1, 2, 0, 1])
     terms = [math.exp(scores[i, j] - scores[i, y]) for i, y in enumerate(labels) for j in range(3) if j != y]
     assert float(log_margin_loss(scores, labels)) == pytest.approx(math.log(sum(terms) / 10))
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (torch.tensor([0, 1, 2]), "labels go from 0 to 2 for 2 scores. Rule: 0 to 1"),
+        (torch.tensor([0, 1]), r"scores have shape \(3, 2\), labels \(2,\)"),
+        (torch.tensor([], dtype=torch.long), r"labels \(0,\)"),
+        (torch.tensor([0, 1, 1], dtype=torch.int32), "of torch.int32. Rule: .* of int64"),
+    ],
+)
+def test_labels_that_do_not_fit_the_scores_are_refused(labels: torch.Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        inspect.unwrap(log_margin_loss)(torch.ones(3, 2), labels)
+
+
+def test_what_has_nothing_to_train_is_refused() -> None:
+    with pytest.raises(ValueError, match="there is no parameter"):
+        PRGD(nn.Linear(2, 2).requires_grad_(False), degree=1)
+    with pytest.raises(ValueError, match="there is no parameter"):
+        PRGD([], degree=1)
 
 
 def test_parameters_and_groups_need_a_degree() -> None:

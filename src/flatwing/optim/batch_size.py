@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, final
 
 import numpy as np
@@ -106,6 +107,9 @@ class BatchSizeSchedule:
         rank: int = 0,
         world: int = 1,
     ) -> None:
+        if isinstance(stages, str | Mapping) or not isinstance(stages, Iterable):
+            raise ValueError(f"stages is {stages!r}. Rule: pairs (samples seen, batch size). Write [(0, 64), ...].")
+        stages = list(stages)
         for stage in stages:
             if not (isinstance(stage, Sequence) and len(stage) == 2):
                 raise ValueError(f"a stage is {stage!r}. Rule: (samples seen, batch size). Write [(0, 64), ...].")
@@ -117,7 +121,9 @@ class BatchSizeSchedule:
         starts = [start for start, _ in self.stages]
         if not starts or starts[0] != 0 or starts != sorted(set(starts)):
             raise ValueError(f"stages begin at {starts} samples. Rule: at 0, then ascending. Write [(0, 64), ...].")
-        if lr_scale not in POWERS:
+        require_number("world", world, 1, good=1, whole=True)
+        require_number("rank", rank, -np.inf, good=0, whole=True)
+        if lr_scale not in tuple(POWERS):
             raise ValueError(f"unknown lr_scale {lr_scale!r}. Known: {', '.join(POWERS)}.")
         if not 0 <= rank < world:
             raise ValueError(f"rank is {rank} of {world}. Rule: 0 to world - 1.")
@@ -137,6 +143,7 @@ class BatchSizeSchedule:
         >>> BatchSizeSchedule([(0, 4), (10, 16)], micro=4, total=30).batch_size(20)
         10
         """
+        require_number("seen", seen, 0, good=0, whole=True)
         size = self._stage_size(seen)
         return size if self.total is None else min(size, self.total - seen)
 
@@ -201,6 +208,10 @@ class BatchSizeSchedule:
 
         Raises `ValueError` for counts that are negative or beyond `total`.
         """
+        if not (isinstance(state_dict, Mapping) and {"seen", "steps"} <= set(state_dict)):
+            raise ValueError(f"the state is {state_dict!r}. Rule: what state_dict() gives, with seen and steps.")
+        for name in ("seen", "steps"):
+            require_number(name, state_dict[name], -np.inf, good=0, whole=True)
         seen, steps = int(state_dict["seen"]), int(state_dict["steps"])
         if seen < 0 or steps < 0 or (self.total is not None and seen > self.total):
             raise ValueError(f"the state has seen {seen} samples in {steps} steps. Rule: 0 to total = {self.total}.")
@@ -275,7 +286,11 @@ def two_stage(total: int, small: int, large: int, s: float, beta: float, noise: 
     return ((0, small), (switch, large)) if switch > 0 else ((0, large),)
 
 
-def _require_law(total: int, small: int, large: int, s: float, beta: float, noise: float) -> None:
+def _require_law(total: Any, small: Any, large: Any, s: Any, beta: Any, noise: Any) -> None:
+    sizes = {"total": total, "small": small, "large": large, "s": s, "beta": beta, "noise": noise}
+    for name, number in sizes.items():
+        if isinstance(number, bool) or not isinstance(number, Real):
+            raise ValueError(f"{name} is {number!r}. Rule: a number. Fit it to your own loss curves.")
     if not 0 < small <= large <= total < np.inf:
         raise ValueError(f"small {small}, large {large}, total {total}. Rule: 0 < small <= large <= total, finite.")
     for name, value, least in (("s", s, 0), ("beta", beta, 1), ("noise", noise, 0)):

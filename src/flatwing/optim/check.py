@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from math import inf, isnan
 from numbers import Real
 from typing import Any
@@ -59,6 +59,26 @@ def require_rate(value: Any, good: int | float = 1e-3) -> None:
     """
     number = value.item() if isinstance(value, torch.Tensor) and value.numel() == 1 else value
     require_number("lr", number, 0, good=good)
+
+
+def parameters_of(params: Any) -> list[Any]:
+    """What an optimizer is given, as a list: tensors, pairs (name, tensor), or groups; `ValueError` for all else.
+
+    >>> parameters_of([])
+    Traceback (most recent call last):
+    ValueError: there is no parameter. Rule: at least one that requires grad. Write model.parameters().
+    """
+    rule = "Rule: tensors, pairs (name, tensor), or groups {'params': ...}. Write model.parameters()."
+    if isinstance(params, torch.Tensor | str | Mapping) or not isinstance(params, Iterable):
+        raise ValueError(f"params is a {type(params).__name__}. {rule}")
+    given = list(params)
+    for entry in given:
+        named = isinstance(entry, tuple) and len(entry) == 2 and isinstance(entry[1], torch.Tensor)
+        if not (named or isinstance(entry, torch.Tensor) or (isinstance(entry, Mapping) and "params" in entry)):
+            raise ValueError(f"params has the entry {entry!r}. {rule}")
+    if not given:
+        raise ValueError("there is no parameter. Rule: at least one that requires grad. Write model.parameters().")
+    return given
 
 
 def require_rules(rules: Any, example: str) -> None:

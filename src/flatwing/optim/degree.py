@@ -210,6 +210,7 @@ def homogeneity(model: nn.Module, *batch: Any) -> Homogeneity:
     >>> found.degree, found.error < 1e-12
     (2, True)
     """
+    require_model(model)
 
     def wide(value: Any) -> Any:
         floating = isinstance(value, torch.Tensor) and value.is_floating_point()

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import nn
 from typing_extensions import override
 
-from .check import require_number, require_numbers, require_rate
+from .check import parameters_of, require_number, require_numbers, require_rate
 from .degree import degree_of
 from .registry import Method, add
 from .sharded import SUM, global_norm, local, over_shards
@@ -26,16 +26,28 @@ def log_margin_loss(scores: Float[torch.Tensor, "n k"], labels: Int[torch.Tensor
 
     Cross-entropy underflows when all margins are large, and its gradient with it; this does not. As a log-sum-exp it
     is not a mean over samples: gradients of parts of a batch do not add up to that of the batch. Raises `ValueError`
-    for fewer than two scores. Cost: as cross-entropy.
+    for fewer than two scores, and labels that do not fit. Cost: as cross-entropy.
 
     >>> log_margin_loss(torch.tensor([[300.0, 0.0], [0.0, 200.0]]), torch.tensor([0, 1])).round()
     tensor(-201.)
     """
+    shape = tuple(scores.shape)
+    if len(shape) != 2 or len(scores) != len(labels) or not len(labels) or labels.dtype != torch.int64:
+        raise ValueError(
+            f"scores have shape {shape}, labels {tuple(labels.shape)} of {labels.dtype}. Rule: (n, k) and (n,) of "
+            "int64, n >= 1. Write scores.flatten(0, -2), labels.flatten().long()."
+        )
     if scores.shape[1] < 2:
         raise ValueError(
             f"there is {scores.shape[1]} score per sample. Rule: at least 2. For two classes, write (-s, s)."
         )
-    own = torch.nn.functional.one_hot(labels, scores.shape[1]).bool()
+    try:
+        own = torch.nn.functional.one_hot(labels, scores.shape[1]).bool()
+    except RuntimeError:
+        raise ValueError(
+            f"labels go from {int(labels.min())} to {int(labels.max())} for {shape[1]} scores. Rule: 0 to "
+            f"{shape[1] - 1}. Count from 0."
+        ) from None
     others = (scores - scores[own][:, None])[~own]
     return others.logsumexp(0) - log(others.numel())
 
@@ -86,7 +98,10 @@ class PRGD(Guarded):
         radius_cap: float = 1e6,
         normalize: str = "norm",
     ) -> None:
-        given = [p for p in params.parameters() if p.requires_grad] if isinstance(params, nn.Module) else list(params)
+        given: Any = params
+        if isinstance(params, nn.Module):
+            given = [p for p in params.parameters() if p.requires_grad]
+        given = parameters_of(given)
         if isinstance(params, nn.Module) and degree is None and not any(p.is_complex() for p in given):
             degree = degree_of(params)
         settings = {

@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from .check import require_number, require_numbers, require_rate
+from .check import parameters_of, require_number, require_numbers, require_rate
 from .groups import make_group, muon_groups
 from .polar import MARGIN, SMALLEST, Quintic, newton_schulz, polar, span
 from .registry import Method, add
@@ -159,7 +159,7 @@ class LITE(Guarded):
             "chi": chi, "beta1": beta1, "beta2": beta2, "sharp": sharp, "warmup": warmup, "ramp": ramp, "floor": floor,
             "step": 0,
         }  # fmt: skip
-        super().__init__(params, settings)
+        super().__init__(parameters_of(params), settings)
 
     @override
     def add_param_group(self, param_group: dict[str, Any]) -> None:
