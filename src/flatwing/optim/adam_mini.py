@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from .blocks import Blocks, Entry, Part, classify_blocks
-from .check import require_number
+from .check import parameters_of, require_number
 from .groups import make_group
 from .partition import mean_squares, partition_of, spread
 from .registry import Method, add
@@ -87,8 +87,10 @@ class AdamMini(Optimizer):
                     raise ValueError(f"{name} is complex. Rule: real. Take torch.view_as_real, or AdamW for it.")
             blocks = classify_blocks(params) if blocks is None else blocks
             params = [make_group((entry.name, entry.parameter) for entry in blocks)]
-        params = list(params)
-        if blocks is None and params and all(isinstance(one, tuple) and len(one) == 2 for one in params):
+        if not (blocks is None or isinstance(blocks, Blocks)):
+            raise ValueError(f"blocks is {blocks!r}. Rule: what classify_blocks returns. Write classify_blocks(model).")
+        params = parameters_of(params)
+        if blocks is None and all(isinstance(one, tuple) and len(one) == 2 for one in params):
             blocks = _by_shape(params)
         if blocks is None:
             raise ValueError(

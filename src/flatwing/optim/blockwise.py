@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from .block_rows import BlockRows
 from .blocks import Blocks, Entry, Rules, classify_blocks
-from .check import require_number
+from .check import require_flag, require_number
 from .curvature import Forward
 from .groups import Groups, make_group
 from .registry import Method, add
@@ -145,6 +145,7 @@ def ratio_table(
 def _check(lr: Any, weight_decay: Any, decouple_wd: bool, fused: str) -> None:
     for name, value in {"lr": lr, "weight_decay": weight_decay or 0.0}.items():
         require_number(name, value, 0.0, good=1e-3 if name == "lr" else 0.1)
+    require_flag("decouple_wd", decouple_wd)
     if decouple_wd and weight_decay is None:
         raise ValueError("decouple_wd needs weight_decay. Rule: the groups then carry it. Write weight_decay=0.1.")
     if fused not in FUSED_WAYS:

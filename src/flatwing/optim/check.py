@@ -61,6 +61,17 @@ def require_rate(value: Any, good: int | float = 1e-3) -> None:
     require_number("lr", number, 0, good=good)
 
 
+def require_flag(name: str, value: Any) -> None:
+    """Raise `ValueError` unless `value` is True or False.
+
+    >>> require_flag("decouple_wd", "no")
+    Traceback (most recent call last):
+    ValueError: decouple_wd is 'no'. Rule: True or False. Write decouple_wd=True.
+    """
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} is {value!r}. Rule: True or False. Write {name}=True.")
+
+
 def parameters_of(params: Any) -> list[Any]:
     """What an optimizer is given, as a list: tensors, pairs (name, tensor), or groups; `ValueError` for all else.
 

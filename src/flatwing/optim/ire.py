@@ -15,7 +15,7 @@ from typing_extensions import override
 
 from . import registry
 from .boost import Boost, boosted_step, decay_rate, pieces
-from .check import require_number
+from .check import require_flag, require_number
 from .control import random_scores
 from .curvature import Forward, adam_second_moment, sampled_diagonal, squared_gradient
 from .quantile import kth_smallest
@@ -109,6 +109,7 @@ class IRE(Wrapper):
         super()._complete(group)
         for name, (least, most, good) in RANGES.items():
             require_number(name, group[name], least, most, good=good, whole=isinstance(good, int))
+        require_flag("boost_weight_decay", group["boost_weight_decay"])
         if group["mask"] not in MASKS:
             raise ValueError(f"mask is {group['mask']!r}. Rule: one of {', '.join(MASKS)}. Leave it out for 'auto'.")
         for name in SHARED:

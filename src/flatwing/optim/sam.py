@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from .check import require_number
+from .check import require_model, require_number
 from .perturb import Reach, moved
 from .registry import Method, add
 from .shell import Closure, Wrapper
@@ -31,6 +31,8 @@ class SharpnessAware(Wrapper, ABC):
     def __init__(
         self, base: Optimizer | Sequence[Optimizer], settings: Mapping[str, Any], model: nn.Module | None
     ) -> None:
+        if model is not None:
+            require_model(model)
         super().__init__(base, settings)
         self.model = model
 
