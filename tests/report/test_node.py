@@ -82,7 +82,7 @@ def test_absent_value_that_is_required() -> None:
         ("", r"not whole JSON: Expecting value \(line 1, column 1\)"),
         ('{"a": [1, 2', "not whole JSON"),
         ('{"a": 1} trailing', "Extra data"),
-        ("[" * 100_000, "not JSON that can be read"),
+        ("[" * 100_000, "not whole JSON: nested more than 64 deep"),
         ('{"a": ' + "1" * 5000 + "}", "not JSON that can be read"),
         ("[1]", "holds a list. Rule: one JSON object"),
     ],

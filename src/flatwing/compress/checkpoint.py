@@ -12,6 +12,7 @@ from typing import Any, final
 import torch
 from jaxtyping import Shaped
 
+from ..core import parse_json
 from .header import TensorInfo, read_header
 
 SINGLE, INDEX, CONFIG, OURS = "model.safetensors", "model.safetensors.index.json", "config.json", "flatwing.json"
@@ -226,8 +227,8 @@ def _index(why: str) -> ValueError:
 
 def _object(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError, OSError) as error:
+        value = parse_json(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
         raise ValueError(f"{str(path)!r} is not readable JSON: {error}. Rule: a JSON object. Write it again.") from None
     if not isinstance(value, dict):
         raise ValueError(f"{str(path)!r} holds a {type(value).__name__}. Rule: a JSON object. Write it again.")

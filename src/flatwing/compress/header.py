@@ -15,6 +15,8 @@ from typing import Any, TypeGuard, final
 
 import torch
 
+from ..core import parse_json
+
 DTYPES = {  # in the order of the library, which writes the last ones first
     "BOOL": torch.bool,
     "U8": torch.uint8,
@@ -117,8 +119,8 @@ def _json(path: Path) -> tuple[int, dict[str, Any]]:
             raise _refuse(path, f"it is truncated: its header has {length} bytes and the file {size}")
         text = file.read(length)
     try:
-        table = json.loads(text.decode(), object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as error:
+        table = parse_json(text.decode(), object_pairs_hook=_unique)
+    except ValueError as error:
         raise _refuse(path, f"its header is not JSON ({error})") from None
     if not isinstance(table, dict):
         raise _refuse(path, f"its header is a {type(table).__name__}, not an object")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 import os
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..core import parse_json
 from ..nn import layer_from_config, replace_module
 from .checkpoint import Checkpoint
 from .quantize import restore_state
@@ -69,8 +69,8 @@ def read_description(folder: Path) -> dict[str, Any]:
     if not file.is_file():
         raise ValueError(f"there is no {str(file)!r}. Rule: a directory that flatwing compress wrote.")
     try:
-        description = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        description = parse_json(file.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise ValueError(f"{str(file)!r} is damaged ({error}). Rule: as flatwing compress writes it.") from error
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise ValueError(f"{str(file)!r} is not of format {FORMAT!r}. Rule: as flatwing compress writes it.")

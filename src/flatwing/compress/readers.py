@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
-import json
 from pathlib import Path
 
 import numpy as np
 
+from ..core import parse_json
 from ..data.arrays import opened_arrays
 
 TEXTS = (".txt", ".md", ".py", ".rst", ".text", ".html", ".json", ".csv", ".c", ".h", ".js", ".rs")
@@ -74,8 +74,8 @@ def _json_lines(path: Path, field: str | None) -> list[str]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:  # the latter from brackets nested without end
+            row = parse_json(line)
+        except ValueError as error:
             raise ValueError(f"{path.name}, line {number} is not JSON ({error}). Rule: one object per line.") from error
         texts.append(_entry(row, field, f"{path.name}, line {number}"))
     if not any(text.strip() for text in texts):

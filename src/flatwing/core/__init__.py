@@ -5,6 +5,7 @@ from .check import as_permutation as as_permutation
 from .check import from_numpy as from_numpy
 from .files import replacing as replacing
 from .files import require_writable as require_writable
+from .json_text import parse_json as parse_json
 from .numbers import divisors as divisors
 from .numbers import nearest_divisor as nearest_divisor
 from .registry import Registry as Registry

@@ -10,19 +10,18 @@ from __future__ import annotations
 import errno
 import json
 import os
-import re
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
-from itertools import accumulate, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..core import replacing
+from ..core import parse_json, replacing
 from ..core.machine import __version__, processor
 from .backend import Task
 
@@ -195,16 +194,6 @@ def _alone(place: Path) -> Iterator[None]:
         yield
 
 
-def _depth(text: str) -> int:
-    """How deep brackets are nested.
-
-    >>> _depth('{"a": [1, [2]], "b": {}}')
-    3
-    """
-    steps = (1 if bracket in "[{" else -1 for bracket in re.findall(r"[][{}]", text))
-    return max(accumulate(steps), default=0)
-
-
 def _read(place: Path) -> tuple[dict[str, Entries], str | None]:
     """The machines in the file, and why they are none if the file is not as we write it."""
     try:
@@ -215,9 +204,7 @@ def _read(place: Path) -> tuple[dict[str, Entries], str | None]:
         if place.stat().st_size > LARGEST:
             return {}, f"it has {place.stat().st_size:,} bytes, more than {LARGEST:,}"
         text = place.read_text(encoding="utf-8")
-        if _depth(text) > DEEPEST:  # the parser recurses, and may end the process instead of raising
-            return {}, f"it is nested more than {DEEPEST} levels deep"
-        content = json.loads(text)
+        content = parse_json(text, DEEPEST)
     except (OSError, ValueError) as error:
         return {}, f"it cannot be read ({type(error).__name__})"
     if content == {}:  # nothing is known yet

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Any, Final, final
 
+from ..core import parse_json
+
 LONGEST: Final = 60  # characters of a wrong value that an error quotes
 
 
@@ -142,13 +144,13 @@ def parse(text: str, where: str) -> Node:
     ValueError: result.json is not whole JSON: Expecting ',' delimiter (line 1, column 8). ...
     """
     try:
-        value = json.loads(text)
+        value = parse_json(text)
     except json.JSONDecodeError as error:
         raise ValueError(
             f"{where} is not whole JSON: {error.msg} (line {error.lineno}, column {error.colno}). "
             "It was cut off or edited; run the command that wrote it again."
         ) from None
-    except (RecursionError, ValueError) as error:  # nested too deep; a number of more than 4300 digits
+    except ValueError as error:  # a number of more than 4300 digits
         raise ValueError(
             f"{where} is not JSON that can be read: {error}. Run the command that wrote it again."
         ) from None

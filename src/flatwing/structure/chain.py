@@ -6,10 +6,11 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property, reduce
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from math import prod
 from typing import final, overload
 
+from ..core import parse_json
 from .families import ChainFamilies
 from .pattern import Pattern, require_chainable, violated
 
@@ -224,14 +225,11 @@ class Chain(ChainFamilies):
         True
         """
         try:
-            depth = max(accumulate((c in "[{") - (c in "]}") for c in text), default=0)
-            if depth > 4:  # hostile nesting would exhaust the stack of the parser
-                raise ValueError(f"nested {depth} deep")
-            data = json.loads(text)
+            data = parse_json(text, deepest=8)
             if data["format"] != "flatwing.chain" or str(data["version"]) != "1":
                 raise ValueError(f"format {data['format']!r} version {data['version']!r}")
             return cls(_pattern(p) for p in data["patterns"])
-        except (TypeError, KeyError, ValueError, RecursionError) as error:
+        except (TypeError, KeyError, ValueError) as error:
             raise ValueError(
                 f"this is not the JSON of a chain ({error}). Rule: an object with format 'flatwing.chain', "
                 "version 1 and patterns [[a, b, c, d], ...], as chain.to_json() writes."

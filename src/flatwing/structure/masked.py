@@ -15,7 +15,7 @@ from jaxtyping import Num
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from ..core import from_numpy, replacing
+from ..core import from_numpy, parse_json, replacing
 from .support import Support, as_supports
 
 FORMAT, VERSION = "flatwing.masked", "1"
@@ -150,7 +150,7 @@ class MaskedProduct:
                     raise ValueError(f"it has format {metadata.get('format')!r}. Rule: {FORMAT!r}, version {VERSION}.")
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
             supports, factors = [], []
-            for i, (rows, columns) in enumerate(json.loads(metadata["shapes"])):
+            for i, (rows, columns) in enumerate(parse_json(metadata["shapes"])):
                 bits = np.unpackbits(tensors[f"support.{i}"].numpy(), count=rows * columns)
                 support, values = Support(bits.astype(bool).reshape(rows, columns)), tensors[f"values.{i}"]
                 values = torch.view_as_complex(values) if metadata["complex"] == "yes" else values

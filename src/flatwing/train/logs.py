@@ -11,7 +11,7 @@ from typing import Any, final
 
 from typing_extensions import override
 
-from ..core import replacing, require_writable
+from ..core import parse_json, replacing, require_writable
 from .callbacks import Callback, Training
 from .state import Metric
 
@@ -37,7 +37,7 @@ class JsonLines(Callback):
         if self.path.exists():
             for line in self.path.read_text(encoding="utf-8").splitlines():
                 with suppress(ValueError, KeyError, TypeError):  # the last line may be cut off
-                    row = json.loads(line)
+                    row = parse_json(line)
                     written[row["step"]] = row
         rows = [{**written.get(metric["step"], {}), **metric} for metric in training.metrics]
         self.earlier = float(rows[-1].get("seconds", 0.0)) if rows else 0.0

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from ..core import replacing
+from ..core import parse_json, replacing
 from .models import Model, architecture_of, build_model
 from .structured import layers_of, put_layers
 
@@ -43,10 +43,10 @@ def load_tensors(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, tor
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             # earlier files have the format and the notes, as JSON, side by side
-            told = json.loads(metadata[KEY]) if KEY in metadata else metadata
+            told = parse_json(metadata[KEY]) if KEY in metadata else metadata
             if told.get("format") != kind:
                 raise ValueError(f"{str(path)!r} has format {told.get('format')!r}. Rule: {kind!r}. Name another file.")
-            notes = told["notes"] if KEY in metadata else json.loads(told["notes"])
+            notes = told["notes"] if KEY in metadata else parse_json(told["notes"])
             return {name: file.get_tensor(name) for name in file.keys()}, notes  # noqa: SIM118
     except (SafetensorError, KeyError, AttributeError, json.JSONDecodeError) as error:
         raise ValueError(

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from ...core import replacing
+from ...core import parse_json, replacing
 from ...structure import Pattern
 from .. import wisdom
 from .model import Choice
@@ -131,7 +131,7 @@ def _read() -> dict[str, dict[str, list[Any]]]:
         _known = {}
         if place is not None and place.exists():
             try:
-                content = json.loads(place.read_text(encoding="utf-8"))
+                content = parse_json(place.read_text(encoding="utf-8"))
                 if content["format"] != FORMAT:
                     raise ValueError(f"format {content['format']!r}, not {FORMAT}")
                 _known = {str(m): {str(k): list(v) for k, v in own.items()} for m, own in content["machines"].items()}
