@@ -84,6 +84,7 @@ def test_refine_and_perm_are_passed_on(tmp_path: Path) -> None:
         assert record["certificate"]["exact"]
         assert record["perm"].startswith("bitrev")
         assert record["density"] <= 0.5
+        assert record["certificate"]["order"] == ("found" if perm == "auto" else "given")
 
 
 def test_an_unknown_order_is_searched(tmp_path: Path) -> None:

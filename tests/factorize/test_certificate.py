@@ -1,6 +1,7 @@
 """What a certificate says, in numbers, in words and as data."""
 
 import json
+from dataclasses import replace
 from math import inf, nan, sqrt
 
 import pytest
@@ -72,9 +73,40 @@ def test_data_is_json() -> None:
         "factor": 2.0,
         "theorem": "a theorem",
         "exact": False,
+        "order": "given",
         "summary": "relative error 0.3; how good the best product of this shape is, is not known",
     }
     assert certificate(0.3, 0.2, guarantee=nan).to_dict()["guarantee"] is None
+
+
+def test_an_order_that_was_found_is_named_in_every_bound() -> None:
+    found = replace(certificate(0.3, 0.25), order="found")
+    assert str(found) == (
+        "this product is within 1.20x of the best any product of this shape can do in this order of rows and columns: "
+        "relative error 0.3, no product of this shape in this order can be below 0.25"
+    )
+    assert found.to_dict()["summary"] == str(found)
+    assert found.to_dict()["order"] == "found"
+    assert "can do in this order of rows and columns: " in str(replace(certificate(0.25, 0.25), order="found"))
+
+
+@pytest.mark.parametrize(
+    ("perm", "order"),
+    [("search", "found"), ("auto", "found"), ("bitrev", "given"), ("none", "given"), ((None, range(8)), "given")],
+    ids=str,
+)
+def test_who_chose_the_order(perm: object, order: str) -> None:
+    """Another order of the same matrix is below the bound of the one that was found: the bound may not deny that."""
+    A = torch.randn(8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for matrix, chain in ((A, Chain.butterfly(8)), (A.mT, Chain.butterfly(8).T)):
+        result = factorize(matrix, chain, perm=perm)
+        assert [one.order for one in (result.certificate, *result.certificates)] == [order, order]
+        assert ("in this order" in str(result)) == (order == "found")
+    rows, columns = [3, 0, 1, 6, 2, 5, 4, 7], [1, 0, 7, 5, 2, 4, 3, 6]
+    better = factorize(A[rows][:, columns], "butterfly(8)", refine=3).certificate.error
+    if perm == "search":
+        assert better == pytest.approx(0.391989, rel=1e-5)
+        assert better < factorize(A, "butterfly(8)", perm=perm).certificate.lower_bound
 
 
 def test_certificates_do_not_change() -> None:

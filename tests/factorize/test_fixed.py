@@ -229,7 +229,10 @@ def test_more_starts_are_never_worse_and_progress_is_told() -> None:
         ),
         ([(3, 2), (3, 4)], r"support 0 is \(3, 2\), support 1 is \(3, 4\)"),
         ([(3, 2)], "got 1 supports"),
-        ([(3, 2), (2, 2), (2, 4)], "got 3 supports. Rule: two.* For more: palm"),
+        (
+            [(3, 2), (2, 2), (2, 4)],
+            r"got 3 supports. Rule: two.* For more: palm\(A, supports\), as `flatwing factorize --support` does",
+        ),
         ([(3, 0), (0, 4)], "the mask has shape"),
     ],
 )
@@ -274,6 +277,9 @@ def test_notes_say_whether_a_best_product_exists() -> None:
     lower = np.tri(2) > 0
     A = np.array([[0.0, 1], [1, 0]])
     assert "a best product need not exist (not closed)" in factorize_fixed(A, [lower, lower.T], starts=1).notes[-1]
+    attained = factorize_fixed(np.array([[1.0, 1], [1, 2]]), [lower, lower.T])
+    assert attained.certificate.ratio == 1
+    assert attained.notes[-1].startswith("no product is better for this matrix; for some matrices a best product does")
     everything = np.ones((2, 2), bool)
     assert not any("exist" in note for note in factorize_fixed(A, [everything, everything]).notes)
     # outer entries that a rank-one class and a class of its own share: closed, though no theorem solves it

@@ -66,7 +66,7 @@ def command(
     n: Annotated[int | None, typer.Option("--n", help="Size of the example.")] = None,
     support: Annotated[
         Path | None,
-        typer.Option(help="Instead of a chain: masks of 0 and 1 of the factors, leftmost first, in an .npz."),
+        typer.Option(help="Instead of a chain: masks of 0 and 1, leftmost first, in an .npz; PALM for more than 2."),
     ] = None,
     palm: Annotated[
         str | None, typer.Option(help="Instead of a chain: PALM with one projection per factor: 'spcol(2)*5 sp(64)'.")
@@ -115,6 +115,8 @@ def command(
             choice = choose(task.matrix, **limits, perm=perms, progress=progress)
             natural, perms, why = choice.chain, choice.perm, choice.why
         result = factorize_matrix(task.matrix, natural, order=cuts, refine=refine, perm=perms, progress=progress)
+        if perm is Perm.auto:  # `choose` may have found the order
+            result = result.in_found_order()
     seconds = time.perf_counter() - begin
     if out is not None:
         result.product.save(out)

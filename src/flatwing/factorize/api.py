@@ -54,7 +54,8 @@ def factorize(
             transpose of a chainable chain, "bitrev" reorders rows.
         progress: called as progress(what, done, total) in long work.
 
-    Errors in the certificate are relative to the Frobenius norm. Raises `ValueError` for a wrong shape, NaN or Inf, a
+    Errors in the certificate are relative to the Frobenius norm; its bounds are of one order of rows and columns, and
+    with "auto" and "search" it says so. Raises `ValueError` for a wrong shape, NaN or Inf, a
     chain that does not fit (the nearest is named) or is not chainable (the pair and condition are named), `TypeError`
     for a wrong dtype or kind. Cost: O(m n max b), certificate included, times the small side of the blocks at most. On
     the CPU compiled loops do the work (see `compiled.py`): the first call ever in a dtype compiles for some seconds.
@@ -114,7 +115,7 @@ def factorize(
         )
         with threads_for(ground.side), _full_precision(matrix.device.type):
             found = search_permutation(matrix, chain, lambda perms: again(perm=perms), progress)
-        return replace(found, notes=(*notes, *found.notes))
+        return replace(found, notes=(*notes, *found.notes)).in_found_order()
     names = ("l2r", "r2l") if isinstance(order, str) and order == "best" else (order,)
     reduced, kept = ground.reduced, ground.kept
     # Redundant splits restrict nothing: the reduced chain is factorized, its products are expanded at the end.
@@ -143,7 +144,8 @@ def factorize(
         certificates, matrix_errors = prove(best.problem, best.error, stories, best.order, orthonormalize)
     splits = tuple(_reports(best, ground, matrix_errors))
     product = _product(best, chain, candidates[best.label])
-    return Factorization(product, certificates[0], splits, best.order, best.label, notes, certificates[1:])
+    result = Factorization(product, certificates[0], splits, best.order, best.label, notes, certificates[1:])
+    return result.in_found_order() if len(candidates) > 1 else result
 
 
 @final

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf, isfinite, sqrt
-from typing import Any, final
+from typing import Any, Literal, final
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from .story import Story
 
 # An error below this many roundings (times the square root of the number of factors) is no error at all.
 ROUNDINGS = 64
+BEST = 1 + 1e-6  # ratio up to which a product is called the best
 
 
 @final
@@ -34,6 +35,8 @@ class Certificate:
       had to be; of an exact product it is factor * error.
     * `factor`: by the `theorem`, error <= factor * (best possible error) for any matrix.
     * `exact`: the error is rounding; a ratio would be meaningless, the lower bound is reported as 0.
+    * `order`: of rows and columns; "given" by the caller, or "found" among others. Of an order that was found the
+      bounds hold, too, but another order may allow less: the words say so.
 
     For a batch the norms are taken over the whole batch.
     """
@@ -44,6 +47,7 @@ class Certificate:
     factor: float
     theorem: str
     exact: bool
+    order: Literal["given", "found"] = "given"
 
     @property
     def ratio(self) -> float:
@@ -55,20 +59,22 @@ class Certificate:
     def __str__(self) -> str:
         if self.exact:
             return f"this product is exact to rounding: relative error {self.error:.1e}"
-        best = f"no product of this shape can be below {self.lower_bound:.4g}"
         if not isfinite(self.ratio):
             return f"relative error {self.error:.4g}; how good the best product of this shape is, is not known"
-        within = "this product is the best any product of this shape can do"
-        if self.ratio > 1 + 1e-6:
+        there, here = (" in this order of rows and columns", " in this order") if self.order == "found" else ("", "")
+        best = f"no product of this shape{here} can be below {self.lower_bound:.4g}"
+        within = f"this product is the best any product of this shape can do{there}"
+        if self.ratio > BEST:
             # rounded upwards: the sentence stays true
-            within = f"this product is within {_ceil(self.ratio)}x of the best any product of this shape can do"
+            within = f"this product is within {_ceil(self.ratio)}x of the best any product of this shape can do{there}"
         return f"{within}: relative error {self.error:.4g}, {best}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; infinities become None."""
         numbers = {name: getattr(self, name) for name in ("error", "lower_bound", "ratio", "guarantee", "factor")}
         finite = {name: value if isfinite(value) else None for name, value in numbers.items()}
-        return {**finite, "theorem": self.theorem, "exact": self.exact, "summary": str(self)}
+        words = {"theorem": self.theorem, "exact": self.exact, "order": self.order, "summary": str(self)}
+        return {**finite, **words}
 
 
 def rounding_level(dtype: torch.dtype, factors: int) -> float:

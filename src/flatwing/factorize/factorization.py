@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Generic, final
 
 from typing_extensions import TypeVar
@@ -45,6 +45,11 @@ class Factorization(Generic[Product]):
     """What the caller should know, such as a change of precision."""
     certificates: tuple[Certificate, ...]
     """One certificate per matrix of a batch (a tuple of one for a single matrix)."""
+
+    def in_found_order(self) -> Factorization[Product]:
+        """The same, with certificates that say that the order of rows and columns was chosen among others."""
+        each = tuple(replace(one, order="found") for one in self.certificates)
+        return replace(self, certificate=replace(self.certificate, order="found"), certificates=each)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON: everything but the values of the factors."""

@@ -13,9 +13,9 @@ from jaxtyping import Num
 from ..core import as_matrix
 from ..structure import MaskedProduct, Support, Tractability, tractability, wellposedness
 from ..structure.limits import require_whole
-from ..structure.support import product_support
+from ..structure.support import as_supports, product_support
 from ..structure.tractable import two_supports
-from .certificate import Certificate, relative, rounding_level
+from .certificate import BEST, Certificate, relative, rounding_level
 from .descent import descend
 from .factorization import Factorization
 from .rectangles import lost_energy, rectangle_bound
@@ -27,6 +27,15 @@ EXISTENCE = {
     "undecided": "whether a best product exists for every matrix is not known (undecided); where the error falls for "
     "ever while the factors grow, there is none",
 }
+ELSEWHERE = {
+    "closed": EXISTENCE["closed"],
+    "not closed": "no product is better for this matrix; for some matrices a best product does not exist (not closed): "
+    "wellposedness(supports) shows one",
+    "undecided": "no product is better for this matrix; whether a best product exists for every other is not known "
+    "(undecided)",
+}
+"""What is said instead where the error is as small as the lower bound: no more than that, for rounding may hide that
+factors run away."""
 THEOREMS = {
     1: "optimal: rank-one supports disjoint or equal (Le, Riccietti, Gribonval 2023, Theorem 1)",
     2: "optimal: disjoint rectangular remainders (Le, Riccietti, Gribonval 2023, Theorem 2)",
@@ -65,7 +74,7 @@ def factorize_fixed(
     >>> round(result.certificate.error, 3), round(result.certificate.ratio, 6)
     (0.135, 1.0)
     """
-    left, right = two_supports(supports)
+    left, right = _two(supports)
     matrix = as_matrix(A)
     shape = (left.shape[0], right.shape[1])
     if tuple(matrix.shape) != shape:
@@ -92,8 +101,19 @@ def factorize_fixed(
     certificate = certify(matrix, product, bounds, THEOREMS[verdict.theorem])
     notes = (*notes, str(verdict), *half_note(A))
     if not verdict.tractable:
-        notes = (*notes, EXISTENCE[wellposedness(left, right).status])
+        found = certificate.ratio <= BEST
+        notes = (*notes, (ELSEWHERE if found else EXISTENCE)[wellposedness(left, right).status])
     return Factorization(product, certificate, (), (), "none", notes, (certificate,))
+
+
+def _two(supports: Sequence[Any]) -> tuple[Support, Support]:
+    found = as_supports(supports)
+    if len(found) > 2:
+        raise ValueError(
+            f"got {len(found)} supports. Rule: two, of shapes (m, r) and (r, n), for which there are theorems and "
+            "bounds. For more: palm(A, supports), as `flatwing factorize --support` does."
+        )
+    return two_supports(found)
 
 
 def solve_tractable(
