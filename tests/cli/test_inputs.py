@@ -1,5 +1,6 @@
 """Every kind of file gives the same matrix."""
 
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from flatwing.cli.inputs import read_matrix
+from flatwing.cli.masks import read_pairs
 
 MATRIX = np.arange(12.0).reshape(3, 4) + 0.5
 
@@ -50,6 +52,19 @@ def test_dtype_is_kept(tmp_path: Path, dtype: type) -> None:
     matrix = read_matrix(str(path))
     assert str(matrix.dtype) == f"torch.{np.dtype(dtype).name}"
     np.testing.assert_array_equal(matrix.numpy(), MATRIX.astype(dtype))
+
+
+def test_junk_is_not_called_a_pickle(tmp_path: Path) -> None:
+    for name in ("a.npy", "a.npz"):
+        path = tmp_path / name
+        path.write_bytes(b"ab")
+        with pytest.raises(ValueError, match=r"is not a readable numpy a[a-z]+(, it may|: it does not begin as \.npy)"):
+            read_matrix(str(path))
+    with pytest.raises(ValueError, match=r"a\.npz' is not a readable numpy archive: it does not begin as \.npy and"):
+        read_pairs(path)
+    path.write_bytes(pickle.dumps([True]))
+    with pytest.raises(ValueError, match=r"a\.npz' holds Python objects \(a pickle\), which can run code"):
+        read_pairs(path)
 
 
 def test_npy_that_is_an_archive_is_refused(tmp_path: Path) -> None:

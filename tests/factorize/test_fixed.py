@@ -231,7 +231,7 @@ def test_more_starts_are_never_worse_and_progress_is_told() -> None:
         ([(3, 2)], "got 1 supports"),
         (
             [(3, 2), (2, 2), (2, 4)],
-            r"got 3 supports. Rule: two.* For more: palm\(A, supports\), as `flatwing factorize --support` does",
+            r"got 3 supports. Rule: two.* palm\(A, supports\), as `flatwing factorize --support` does",
         ),
         ([(3, 0), (0, 4)], "the mask has shape"),
     ],

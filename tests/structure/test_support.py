@@ -113,11 +113,26 @@ def test_entries_cannot_be_changed() -> None:
         (np.ones(3, dtype=bool), ValueError, "a matrix"),
         (np.ones((0, 3), dtype=bool), ValueError, "rows and columns"),
         (np.ones((2, 2, 2), dtype=bool), ValueError, "a matrix"),
+        (None, TypeError, r"^the mask is a NoneType \(dtype object\)\. Rule: a boolean matrix: [^!]*$"),
+        ("abc", TypeError, r"^the mask is a str \(dtype <U3\)\. Rule: a boolean matrix: [^!]*$"),
+        ([[True, False], [True]], ValueError, "the mask has rows of different lengths"),
+        (torch.ones(2, 2, device="meta") > 0, TypeError, r"the mask is a meta tensor \(2, 2\), without values"),
     ],
 )
-def test_bad_masks_are_refused(mask: np.ndarray, error: type[Exception], match: str) -> None:
+def test_bad_masks_are_refused(mask: object, error: type[Exception], match: str) -> None:
     with pytest.raises(error, match=match):
         Support(mask)
+
+
+def test_weights_without_values_are_refused_by_name() -> None:
+    weights = torch.empty(4, 8, device="meta")
+    for work in (Support.n_of_m, Support.non_zeros):
+        with pytest.raises(TypeError, match=r"the matrix is a meta tensor \(4, 8\), without values\. Rule: values"):
+            work(weights)
+    with pytest.raises(TypeError, match="support 1: the mask is a meta tensor"):
+        as_supports([np.ones((4, 4), dtype=bool), weights > 0])
+    with pytest.raises(ValueError, match="the matrix has rows of different lengths"):
+        Support.non_zeros([[1.0, 2.0], [3.0]])
 
 
 def test_nan_is_no_support() -> None:

@@ -148,9 +148,22 @@ def _pick(path: Path, key: str | None, shapes: Mapping[str, tuple[int, ...]]) ->
     raise _WrongKey(f"{str(path)!r} holds {count}: {listing}.{step}")
 
 
+HOLDERS = (b"\x93NUMPY", b"PK", b"\x80")  # beginnings of .npy, of .npz, and of pickles since Python 2.3
+
+
+def _begins(path: Path, *starts: bytes) -> bool:
+    with path.open("rb") as file:
+        return file.read(8).startswith(starts)
+
+
 def unreadable(path: Path, kind: str, error: BaseException) -> ValueError:
-    """What to raise for a file that is no readable `kind`; a pickle is named as such."""
+    """What to raise for a file that is no readable `kind`; Python objects in it are named as such."""
     if "allow_pickle" in str(error) or "pickled" in str(error):
+        if not _begins(path, *HOLDERS):  # numpy takes whatever is neither for a pickle
+            return ValueError(
+                f"{str(path)!r} is not a readable {kind}: it does not begin as .npy and .npz do. Write it again, with "
+                "numpy.save or numpy.savez."
+            )
         return ValueError(
             f"{str(path)!r} holds Python objects (a pickle), which can run code when read. "
             "Rule: numbers only; save np.asarray(matrix, dtype='float64')."

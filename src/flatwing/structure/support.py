@@ -20,7 +20,8 @@ class Support:
     """A set of entries of an m x n matrix, given by a boolean mask; immutable, hashable, eight entries per byte.
 
     `mask` is a boolean array or tensor (m, n), a scipy sparse matrix (its stored non-zeros), or a `Pattern`.
-    Raises `TypeError` for a mask that is not boolean, `ValueError` for one that is not a matrix or has no entry.
+    Raises `TypeError` for a mask that is not boolean, or a meta tensor, `ValueError` for one that is not a matrix
+    or has no entry.
 
     >>> lower = Support(np.tril(np.ones((2, 2), dtype=bool)))
     >>> lower.shape, lower.nnz, (lower @ lower.T).nnz
@@ -179,7 +180,12 @@ def _as_mask(mask: Any) -> Bool[np.ndarray, "m n"]:
         return embed(values, mask).numpy() != 0
     if hasattr(mask, "toarray"):  # scipy sparse
         return _checked(mask.toarray() != 0)
-    array = _numpy(mask)
+    array = _numpy(mask, "mask")
+    if array.dtype.kind not in "biufc":
+        raise TypeError(
+            f"the mask is a {type(mask).__name__} (dtype {array.dtype}). Rule: a boolean matrix: an array, a tensor, "
+            "rows of True and False, or a Pattern."
+        )
     if array.dtype != np.bool_:
         raise TypeError(
             f"the mask has dtype {array.dtype}. Rule: boolean. Write mask != 0, or Support.non_zeros(matrix)."
@@ -196,7 +202,7 @@ def _checked(mask: np.ndarray) -> Bool[np.ndarray, "m n"]:
 
 
 def _numbers(values: Any) -> np.ndarray:
-    array = _numpy(values)
+    array = _numpy(values, "matrix")
     if array.dtype.kind not in "biufc":
         raise TypeError(f"the matrix has dtype {array.dtype}. Rule: numbers, rows of equal length.")
     if np.isnan(array).any():
@@ -204,11 +210,18 @@ def _numbers(values: Any) -> np.ndarray:
     return array
 
 
-def _numpy(values: Any) -> np.ndarray:
+def _numpy(values: Any, what: str) -> np.ndarray:
+    """An array of what `what` names in messages: the mask, or the matrix."""
     if not isinstance(values, torch.Tensor):
-        return np.asarray(values)
+        try:
+            return np.asarray(values)
+        except ValueError as error:  # of nested sequences
+            raise ValueError(f"the {what} has rows of different lengths. Rule: rows of equal length.") from error
+    if values.is_meta:
+        shape = tuple(values.shape)
+        raise TypeError(f"the {what} is a meta tensor {shape}, without values. Rule: values. Load the weights first.")
     if values.layout != torch.strided:
-        raise TypeError(f"the mask is a sparse tensor ({values.layout}). Rule: a dense one. Write mask.to_dense().")
+        raise TypeError(f"the {what} is a sparse tensor ({values.layout}). Rule: a dense one. Write {what}.to_dense().")
     # numpy has no bfloat16, nor 8 bits
     known = not values.is_floating_point() or values.dtype in (torch.float16, torch.float32, torch.float64)
     return (values if known else values.float()).numpy(force=True)
