@@ -6,9 +6,10 @@
 
 What is timed is the optimizer alone: gradients are there, closures compute nothing. So the passes through the network
 that a method asks for come on top, and stand in the table. The bare base is torch's AdamW with foreach; for IRE also
-fused AdamW. Both take turns in blocks of 10 steps, which is IRE's interval, so that its mask is amortised, and the
-fastest block of each counts. Memory is counted in a process of its own: what the state holds, and how far the resident
-set rises during steps. Peers do the same job: SAM of pytorch_optimizer beside ours, AdamW of timm beside torch's.
+fused AdamW; for LITE torch's Muon. Both take turns in blocks of 10 steps, which is IRE's interval, so that its mask is
+amortised (of one step where that takes seconds), and the fastest block of each counts. Memory is counted in a process
+of its own: what the state holds, and how far the resident set rises during steps. Peers do the same job: SAM of
+pytorch_optimizer beside ours, AdamW of timm beside torch's.
 Writes benchmarks/results/optimizer_step.json.
 """
 
@@ -31,6 +32,8 @@ from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 BLOCK, ROUNDS = 10, 6
+LONG = 1.0  # seconds of a step
+OTHER_BASES = {"LITE": "Muon"}
 TARGETS = {"time": 1.10, "bytes": 1.25}
 IMPLEMENTATIONS = ("foreach", "fused")
 PEERS = {"pytorch_optimizer SAM": "pytorch_optimizer", "timm AdamW": "timm.optim"}
@@ -61,6 +64,8 @@ def prepared(row: str, implementation: str) -> tuple[Step, Any, dict[str, Any]]:
     gradients = {p: 1e-3 * torch.randn_like(p) for p in model.parameters()}
 
     def bare(params: Any) -> torch.optim.Optimizer:
+        if implementation == "Muon":
+            return torch.optim.Muon(params, lr=1e-4)
         return torch.optim.AdamW(params, lr=1e-4, **{implementation: True})
 
     name, _, variant = row.partition(" ")
@@ -121,17 +126,18 @@ def rise(step: Step) -> int:
     except OSError:
         return 0
     before = resident("VmRSS")
-    for _ in range(BLOCK):
-        step()
+    block(step)
     return max(0, resident("VmHWM") - before)
 
 
-def block(step: Step) -> float:
-    """Seconds per step."""
+def block(step: Step, length: int = BLOCK) -> float:
+    """Seconds per step; fewer steps where one takes long, as no method has an interval there."""
     begin = time.perf_counter()
-    for _ in range(BLOCK):
+    for done in range(1, length + 1):
         step()
-    return (time.perf_counter() - begin) / BLOCK
+        if time.perf_counter() - begin > LONG * done:
+            return (time.perf_counter() - begin) / done
+    return (time.perf_counter() - begin) / length
 
 
 def child(row: str, implementation: str, threads: int, what: str) -> dict[str, Any]:
@@ -212,9 +218,10 @@ def main() -> None:
     print(f"{'row':26} {'base':8} {'ratio of time by threads':26} {'bytes held':>10} {'at peak':>8}  passes")
     names = rows_of([name for name in options.methods.split(",") if name])
     for implementation in options.bases.split(","):
-        bare = call("bare", implementation, 1, "memory")
+        bare = {name: call("bare", name, 1, "memory") for name in (implementation, *OTHER_BASES.values())}
         for row in names if implementation == "foreach" else [name for name in names if name == "IRE"]:
-            found = measure(row, implementation, threads, bare)
+            base = OTHER_BASES.get(row, implementation)
+            found = measure(row, base, threads, bare[base])
             rows.append(found)
             print(line(found, threads), flush=True)
             write(rows, threads)  # each time: who interrupts keeps what is there
