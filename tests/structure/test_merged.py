@@ -77,7 +77,7 @@ def test_families_of_more_factors_stay_on_their_supports() -> None:
 
 def test_three_factors_of_lu() -> None:
     verdict = wellposedness(LOWER, LOWER.T, np.eye(2, dtype=bool))
-    assert "3 factors that act as 2 (factor 0, factors 1 to 2 as one)" in verdict.reason
+    assert "3 factors that act as 2, X = factor 0 and Y = factors 1 to 2 as one; " in verdict.reason
     assert verdict.family is not None
     X, Y, Z = verdict.family(1e-2)
     assert np.array_equal(X, [[0.01, 0], [100, -100]])
@@ -107,10 +107,47 @@ def test_entries_that_cannot_be_dealt() -> None:
     assert spread(family, factors) is None
 
 
+def ways(supports: list[Support], most: int) -> list[list[tuple[int, int]]]:
+    return [[(one.first, one.last) for one in way] for way in merged(supports, most)]
+
+
 def test_what_is_merged() -> None:
     ones, lower = Support(np.ones((2, 2), dtype=bool)), Support(LOWER)
-    assert [(one.first, one.last) for one in merged([lower, lower.T, lower], MOST)] == [(0, 0), (1, 1), (2, 2)]
-    assert [(one.first, one.last) for one in merged([lower, ones, ones, lower], MOST)] == [(0, 3)]
-    assert len(merged([ones, ones], 3)) == 2, "four entries are more than three"
+    assert ways([lower, lower.T, lower], MOST) == []
+    assert ways([lower, ones, ones, lower], MOST) == [[(0, 3)]]
+    assert ways([lower, lower.T, Support(np.eye(2, dtype=bool))], MOST) == [[(0, 0), (1, 2)]]
+    assert ways([ones, ones], 3) == [[(0, 0), (1, 1)]], "four entries are more than three"
     assert different_entries(ones, ones) == 4
     assert different_entries(lower, lower.T) == 5
+
+
+def test_verdicts_do_not_depend_on_the_direction_of_reading() -> None:
+    """From the left the first two make everything; only the first three, put together otherwise, decide it."""
+    given = [
+        np.array(mask, dtype=bool)
+        for mask in (
+            [[1, 1], [0, 1]],
+            [[1, 1, 0], [1, 1, 1]],
+            [[1, 1, 0], [1, 0, 0], [1, 0, 0]],
+            [[0, 0], [1, 1], [0, 1]],
+        )
+    ]
+    turned = [mask.T for mask in given[::-1]]
+    assert "X = factors 0 to 2 as one and Y = factor 3" in wellposedness(given).reason
+    assert wellposedness(given).closed
+    assert wellposedness(turned).closed
+    for supports in some_supports(30):
+        verdict = wellposedness(supports)
+        assert wellposedness([mask.T for mask in supports[::-1]]).status == verdict.status
+        if verdict.family is not None:
+            assert [support.shape for support in verdict.family.supports] == [mask.shape for mask in supports]
+
+
+def test_a_zero_product_names_its_factors() -> None:
+    """Each two neighbours have a product that is not zero, the three have not."""
+    ends, middle = np.array([[True, False]]), np.eye(2, dtype=bool)
+    supports = [middle, ends.T, ends, middle, middle[:, 1:]]
+    with pytest.raises(ValueError, match="the product of factors 2 to 4 is zero: no way leads through"):
+        wellposedness(supports)
+    with pytest.raises(ValueError, match="the product of factors 2 to 3 is zero"):
+        wellposedness([middle, ends.T, ends, middle[:, 1:]])

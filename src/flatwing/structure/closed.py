@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, islice, product
 from typing import final
 
 import numpy as np
@@ -15,6 +15,7 @@ from .tractable import Tractability
 
 Indices = Int[np.ndarray, " _"]
 MOST_TOGETHER = 5  # pieces of a cluster whose subsets are all looked at
+MOST_TAKEN, TRIALS = 2, 50  # columns of A that are put into columns of X, and ways to choose which
 
 
 @final
@@ -57,7 +58,9 @@ def rest_of(verdict: Tractability) -> Rest:
 
     A group is free if all its cells in a column j belong to rows that can be matched to inner indices that reach both
     the row and j: the generic X on the support then has independent rows there, and Y solves for any values; likewise
-    by rows. Complete classes are the first case. Pieces that become equal in rows and columns act as one.
+    by rows. Complete classes are the first case. One or two columns need no such matching if they are put into columns
+    of X as they are, and the others can do with what these may turn out to be (see `_solvable`). Pieces that become
+    equal in rows and columns act as one.
     Cost: per round O(sum of |rows| |columns|) over the pieces.
     """
     cells = verdict.reachable & ~verdict.covered
@@ -158,9 +161,18 @@ def _holds_everything(cells: Bool[np.ndarray, "m n"], group: Sequence[Piece]) ->
 
 
 def _solvable(own: np.ndarray, sides: Sequence[tuple[tuple[int, ...], Indices, Indices]]) -> bool:
-    """Whether in each column the rows with a cell can be matched to inner indices that reach them."""
-    if len(sides) == 1:
-        return int(own.sum(0).max()) <= len(sides[0][0])
+    """Whether for any values on `own` there is an X with which each column can be solved for.
+
+    The generic X solves a column whose rows with a cell can be matched to inner indices that reach them. Few columns
+    without a matching are taken instead: their values a are put into a column k of X that reaches all of them, each
+    into one of its own, with Y = 1; the rest of X stays generic. Another column must then be matched without the k, or
+    with one of them and only a single non-zero entry of its a, whichever that is. For a determinant with that column
+    is a sum over its rows of an entry times a minor in the generic entries of all other rows; no two of these have a
+    monomial in common, so that it vanishes for no a with a non-zero entry that is part of a matching. If a = 0, nothing
+    has to be put into X. Holds for real and for complex values.
+    """
+    if len(sides) == 1 and int(own.sum(0).max()) <= len(sides[0][0]):
+        return True
     slots = np.zeros((sum(len(members) for members, _, _ in sides), own.shape[0]), dtype=bool)
     reach = np.zeros((len(slots), own.shape[1]), dtype=bool)
     k = 0
@@ -168,14 +180,49 @@ def _solvable(own: np.ndarray, sides: Sequence[tuple[tuple[int, ...], Indices, I
         slots[k : k + len(members), rows] = True
         reach[k : k + len(members), columns] = True
         k += len(members)
-    if (own.sum(0) > reach.sum(0)).any():
-        return False
-    return all(_matched(slots[np.ix_(reach[:, j], own[:, j])].T) for j in np.flatnonzero(own.any(0)))
+    taken = own.sum(0) > reach.sum(0)
+    for j in np.flatnonzero(own.any(0) & ~taken):
+        if taken.sum() > MOST_TAKEN:
+            return False
+        taken[j] = not _matched(slots[np.ix_(reach[:, j], own[:, j])].T)
+    if not taken.any():
+        return True
+    return int(taken.sum()) <= MOST_TAKEN and _takes(own, slots, reach, np.flatnonzero(taken))
+
+
+def _takes(own: np.ndarray, slots: np.ndarray, reach: np.ndarray, taken: Indices) -> bool:
+    """Whether the taken columns can be put into columns of X such that all others are still solvable."""
+    ways = product(*(np.flatnonzero(reach[:, j] & slots[:, own[:, j]].all(1)).tolist() for j in taken))
+    others = np.setdiff1d(np.flatnonzero(own.any(0)), taken)
+    for given in islice(ways, TRIALS):
+        if len(set(given)) == len(given):
+            places = dict(zip(given, (own[:, j] for j in taken), strict=True))
+            if all(_solved(own[:, j], slots, reach[:, j], places) for j in others):
+                return True
+    return False
+
+
+def _solved(own: np.ndarray, slots: np.ndarray, reach: np.ndarray, places: dict[int, np.ndarray]) -> bool:
+    """Whether a column is matched, with at most one of the given columns of X, whatever is on their `places`."""
+    generic = reach.copy()
+    generic[list(places)] = False
+    allowed = slots[np.ix_(generic, own)]
+    if _matched(allowed.T):
+        return True
+    for k, place in places.items():
+        if reach[k]:
+            # only one entry is sure not to be zero, but not which one
+            left = [(slots[k] & ~place) | (np.arange(len(own)) == i) for i in np.flatnonzero(place)]
+            if all(_matched(np.vstack([allowed, one[own]]).T) for one in left):
+                return True
+    return False
 
 
 def _matched(allowed: Bool[np.ndarray, "_ _"]) -> bool:
     """Whether all rows of a bipartite graph can be matched to different columns."""
-    from scipy.sparse import csr_array
+    if allowed.shape[0] > allowed.shape[1]:
+        return False
+    from scipy.sparse import csr_array  # here, because importing it is slow
     from scipy.sparse.csgraph import maximum_bipartite_matching
 
     return bool((maximum_bipartite_matching(csr_array(allowed), perm_type="column") >= 0).all())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -33,27 +33,58 @@ class Merged:
         return f"factor {self.first}" if self.first == self.last else f"factors {self.first} to {self.last} as one"
 
 
-def merged(supports: Sequence[Support], most: int) -> list[Merged]:
-    """The supports with neighbours made one, from the left, whose products are all matrices on one support.
+def merged(supports: Sequence[Support], most: int) -> Iterator[tuple[Merged, ...]]:
+    """The ways to see two or more supports as one, or else as two, of neighbours whose products are all matrices.
 
-    The set of products stays the same, so that it is closed if and only if it was. Two that reach more than `most`
-    entries are not looked at. Cost: that of `tractability` for each two neighbours.
+    The set of products stays the same, so that it is closed if and only if it was. All ways to put neighbours together
+    are gone through, so that what is found does not depend on the direction of reading. Two that reach more than
+    `most` entries are not looked at. Cost: that of `tractability` for each two that are put together, at most L^3 / 6.
 
     >>> import numpy as np
     >>> ones = Support(np.ones((2, 2), dtype=bool))
-    >>> [str(one) for one in merged([ones, ones, ones], most=100)]
-    ['factors 0 to 2 as one']
+    >>> [[str(one) for one in way] for way in merged([ones, ones, ones], most=100)]
+    [['factors 0 to 2 as one']]
     """
-    found = [Merged(support, i, i) for i, support in enumerate(supports)]
-    i = 0
-    while i + 1 < len(found):
-        left, right = found[i], found[i + 1]
-        if everything(left.support, right.support, most):
-            found[i : i + 2] = [Merged(left.support @ right.support, left.first, right.last, (left, right))]
-            i = max(i - 1, 0)  # the merged factor may now merge with its left neighbour
-        else:
-            i += 1
-    return found
+    known: dict[tuple[int, int], Merged | None] = {}
+
+    def between(first: int, last: int) -> Merged | None:
+        if first == last:
+            return Merged(supports[first], first, first)
+        if (first, last) not in known:
+            # the halves first: few steps where everything fits
+            cuts = sorted(range(first, last), key=lambda cut: abs(2 * cut - first - last + 1))
+            known[first, last] = next((one for cut in cuts if (one := at(first, cut, last)) is not None), None)
+        return known[first, last]
+
+    def at(first: int, cut: int, last: int) -> Merged | None:
+        left, right = between(first, cut), between(cut + 1, last)
+        if left is None or right is None or not everything(left.support, right.support, most):
+            return None
+        return Merged(left.support @ right.support, first, last, (left, right))
+
+    end = len(supports) - 1
+    whole = between(0, end)
+    if whole is not None:
+        yield (whole,)
+        return
+    for cut in range(end):
+        left, right = between(0, cut), between(cut + 1, end)
+        if left is not None and right is not None:
+            yield left, right
+
+
+def require_product(supports: Sequence[Support]) -> None:
+    """Raise `ValueError`, which names the factors, where the product of all supports, or of some, is zero."""
+    for last in range(1, len(supports)):
+        reach = supports[last].array
+        for first in reversed(range(last)):
+            reach = supports[first].array.astype(np.float32) @ reach.astype(np.float32) > 0
+            if not reach.any():
+                raise ValueError(
+                    f"the product of factors {first} to {last} is zero: no way leads through all of their supports. "
+                    "Rule: the inner indices that some reach must be those that the next ones use. "
+                    "Check the order of the supports, or add entries."
+                )
 
 
 def everything(left: Support, right: Support, most: int) -> bool:

@@ -13,7 +13,7 @@ from jaxtyping import Bool
 from .chain import Chain
 from .closed import Rest, closed_because, rest_of
 from .diverging import Family, rank_family, window_family
-from .merged import different_entries, merged, spread
+from .merged import different_entries, merged, require_product, spread
 from .pattern import Pattern
 from .recognize import recognized
 from .support import Support, as_supports
@@ -77,9 +77,9 @@ def wellposedness(*supports: Any) -> Verdict:
     the entries; with 50 % all for n = 8, 8 for n = 16 and none for n = 32; with 80 % none of these.
 
     More factors: closed if the supports are a chainable Kronecker-sparse chain; neighbours that can make everything on
-    the support of their product are one factor, as the products stay the same; what then are two factors is decided as
-    such, its family spread over the given factors (see `merged.spread`); the rest is reported pair by pair, which
-    decides nothing for the whole.
+    the support of their product are one factor, as the products stay the same; what then can be seen as two factors, in
+    one way or another, is decided as such, its family spread over the given factors (see `merged.spread`); the rest is
+    reported pair by pair, which decides nothing for the whole.
 
     Raises `ValueError` for supports that do not multiply or a product that is zero, `TypeError` for masks that are not
     boolean, and for a mapping. Cost: that of `tractability`, which grows with the entries of all different rank-one
@@ -171,18 +171,25 @@ def _of_rest(rest: Rest, left: Support, right: Support) -> Verdict:
 
 
 def _of_many(supports: Sequence[Support]) -> Verdict:
+    require_product(supports)
     pairs = tuple(_of_two(left, right) for left, right in pairwise(supports))
     patterns = [recognized(support) for support in supports]
     if all(pattern is not None for pattern in patterns):
         chain = Chain([pattern for pattern in patterns if pattern is not None])
         if chain.chainable or chain.T.chainable:
             return Verdict("closed", f"a chainable Kronecker-sparse chain, {chain}", pairs=pairs)
-    acting = merged(supports, LARGEST)
-    if len(acting) <= 2:
+    found: Verdict | None = None
+    for acting in merged(supports, LARGEST):
         whole = wellposedness([one.support for one in acting])
-        told = f"{len(supports)} factors that act as {len(acting)} ({', '.join(map(str, acting))}); {whole.reason}"
+        parts = ", " + " and ".join(f"{name} = {one}" for name, one in zip("XY", acting, strict=False))
+        told = f"{len(supports)} factors that act as {len(acting)}{parts if len(acting) > 1 else ''}; {whole.reason}"
         family = whole.family and (spread(whole.family, acting) or whole.family)
-        return Verdict(whole.status, told, family, whole.tried, whole.cells, pairs)
+        verdict = Verdict(whole.status, told, family, whole.tried, whole.cells, pairs)
+        if whole.status != "undecided":
+            return verdict
+        found = found or verdict
+    if found is not None:
+        return found
     bad = [i for i, verdict in enumerate(pairs) if verdict.status != "closed"]
     which = f"factors {', '.join(f'{i} and {i + 1}' for i in bad)}" if bad else "no two neighbours"
     return Verdict(
