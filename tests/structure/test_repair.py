@@ -28,7 +28,7 @@ def test_nothing_to_add_where_it_is_closed() -> None:
 
 def test_smallest_is_smallest() -> None:
     generator = np.random.default_rng(2)
-    sizes = []
+    sizes, smallest = [], []
     for _ in range(20):
         S, T = generator.random((3, 3)) < 0.6, generator.random((3, 3)) < 0.6
         if not (S.any(0) & T.any(1)).any():
@@ -37,7 +37,7 @@ def test_smallest_is_smallest() -> None:
         assert Support(S) <= found.supports[0]
         assert Support(T) <= found.supports[1]
         assert wellposedness(*found.supports).closed
-        assert found.smallest
+        smallest.append(found.smallest)
         sizes.append(len(found.added))
         missing = [(0, *at) for at in np.argwhere(~S)] + [(1, *at) for at in np.argwhere(~T)]
         for some in combinations(missing, max(len(found.added) - 1, 0)):
@@ -46,6 +46,29 @@ def test_smallest_is_smallest() -> None:
                 both[factor][i, j] = True
             assert not found.added or not is_closed(Support(both[0]), Support(both[1]))
     assert max(sizes) >= 1
+    assert sum(smallest) >= 15
+
+
+def open_pair() -> tuple[np.ndarray, np.ndarray]:
+    """Undecided; more entries make it closed."""
+    S = np.array([[1, 1, 1], [1, 1, 1], [0, 1, 1]], dtype=bool)
+    T = np.array([[1, 0, 0], [0, 1, 1], [1, 1, 1]], dtype=bool)
+    return S, T
+
+
+def test_undecided_is_no_proof_that_something_is_missing() -> None:
+    S, T = open_pair()
+    verdict = wellposedness(S, T)
+    assert verdict.status == "undecided"
+    found = repair(S, T)
+    assert found.added
+    assert not found.smallest
+    assert str(found).endswith("(the smallest change found)")
+    text = advice(verdict, found)
+    assert text.startswith("to be certain, add ")
+    assert text.endswith("or use weight decay, with which best factors always exist")
+    assert "0.27" not in text, "no constants without a family"
+    assert "to be certain, use weight decay" in advice(verdict)
 
 
 @pytest.mark.parametrize("n", [6, 7])
@@ -130,3 +153,24 @@ def test_advice() -> None:
     assert text.startswith("add 1 entry: X[0,1] (the smallest change); or use weight decay")
     assert "0.27 at 0.01, 0.058 at 0.0001, 0.013 at 1e-06" in text
     assert advice(wellposedness(LOWER, np.ones((2, 2), dtype=bool))) == ""
+
+
+def test_medium_masks_are_repaired_with_few_decisions(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = np.random.default_rng(1)
+    S, T = generator.random((24, 24)) < 0.5, generator.random((24, 24)) < 0.6
+    calls, told = [], []
+
+    def counted(left: Support, right: Support) -> bool:
+        calls.append(left)
+        return is_closed(left, right)
+
+    monkeypatch.setattr("flatwing.structure.repair.is_closed", counted)
+    found = repair(S, T, progress=lambda done, total: told.append((done, total)))
+    assert found.verdict.closed
+    assert len(calls) < 120
+    # the denser one needs fewer entries
+    assert str(found) == f"make Y dense: {(~T).sum()} entries (the smallest change found)"
+    assert str(repair(T.T, S.T)) == f"make X dense: {(~T).sum()} entries (the smallest change found)"
+    assert told == sorted(told), "progress goes forward"
+    assert {total for _, total in told} == {told[-1][1]}
+    assert 0 < told[-1][0] <= told[-1][1]
