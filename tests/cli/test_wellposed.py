@@ -33,15 +33,17 @@ def test_the_lu_example_is_explained(lu: Path) -> None:
     assert result.exit_code == 0, result.stderr
     lines = result.stdout.splitlines()
     assert lines[0].startswith("S1 @ S2  not closed  inner index 0 on rows {0, 1} x columns {0, 1}")
-    assert "X[0,0] Y[0,0] = 0, but X[0,0] Y[0,1] = 1 and X[1,0] Y[0,0] = 1" in lines[1]
-    assert lines[2:6] == [
+    assert lines[1] == "    where X = S1, Y = S2"
+    assert "X[0,0] Y[0,0] = 0, but X[0,0] Y[0,1] = 1 and X[1,0] Y[0,0] = 1" in lines[2]
+    assert lines[3:7] == [
         "    eps 1e-01: error 0.01, norms 28.28",
         "    eps 1e-02: error 0.0001, norms 282.8",
         "    eps 1e-03: error 1e-06, norms 2828",
         "    eps 1e-04: error 1e-08, norms 2.828e+04",
     ]
-    assert lines[6:9] == ["    #1", "    1+", "    (1 in the limit, # restricted, + free, . zero)"]
-    assert lines[9].startswith("    advice: add 1 entry: X[0,1] (the smallest change); or use weight decay")
+    legend = "    (rows and columns of X Y: 1 in the limit, # restricted, + free, . zero)"
+    assert lines[7:11] == ["      01", "    0 #1", "    1 1+", legend]
+    assert lines[11].startswith("    advice: add 1 entry: X[0,1] (the smallest change); or use weight decay")
     assert "advice" not in run(lu).stdout
 
 
@@ -54,6 +56,15 @@ def test_json_and_quiet(lu: Path) -> None:
     assert [row["error"] for row in pair["family"]["measured"]] == pytest.approx([1e-2, 1e-4, 1e-6, 1e-8])
     assert pair["advice"]["added"] == [[0, 0, 1]]
     assert run(lu, "--format", "quiet").stdout == "not closed\t1 not closed\n"
+
+
+def test_quiet_looks_for_no_advice(lu: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr("flatwing.cli.wellposed.repair", lambda *given, **options: asked.append(given))
+    assert run(lu, "--advise", "--format", "quiet").stdout == "not closed\t1 not closed\n"
+    assert asked == []
+    run(lu, "--advise", "--format", "json")
+    assert len(asked) == 1
 
 
 def test_numbers_order_the_masks_of_npz(tmp_path: Path) -> None:
@@ -164,19 +175,21 @@ def test_products_with_supports_are_read(tmp_path: Path) -> None:
 
 
 def test_undecided_tells_what_was_tried(tmp_path: Path) -> None:
-    S = np.array([[1, 1, 1], [1, 1, 1], [0, 0, 1]], dtype=bool)
-    T = np.array([[1, 1, 0], [1, 0, 1], [1, 1, 1]], dtype=bool)
+    S = np.array([[1, 1, 1], [1, 1, 1], [0, 1, 1]], dtype=bool)
+    T = np.array([[1, 0, 0], [0, 1, 1], [1, 1, 1]], dtype=bool)
     np.savez(tmp_path / "m.npz", S=S, T=T)
     result = run(tmp_path / "m.npz", "--advise")
     assert result.stdout.startswith("S @ T  undecided   no criterion covers")
     assert result.stdout.count("tried:") == 3
-    assert "advice: add " in result.stdout
+    assert "advice: to be certain, add " in result.stdout
+    assert "# restricted" in result.stdout
+    assert "in the limit" not in result.stdout, "there is none"
 
 
 def test_large_pairs_get_advice_without_a_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flatwing.cli.wellposed.SEARCHED", 3)
     np.savez(tmp_path / "lu.npz", S1=LOWER, S2=LOWER.T)
-    assert "advice: too large to search for entries to add; or use weight decay" in run(
+    assert "advice: too large to search for entries to add; use weight decay" in run(
         tmp_path / "lu.npz", "--advise"
     ).stdout.replace("\n", " ")
 
@@ -197,7 +210,7 @@ def test_letters_of_large_pairs_are_cut(tmp_path: Path) -> None:
     lower[:, 1:] &= np.eye(80, dtype=bool)[:, 1:]
     np.savez(tmp_path / "m.npz", S=lower, T=lower.T)
     lines = run(tmp_path / "m.npz").stdout.splitlines()
-    rows = [line.strip() for line in lines if set(line.strip()) <= set("1#+.")]
+    rows = [line.split()[1] for line in lines if len(line.split()) == 2 and set(line.split()[1]) <= set("1#+.")]
     assert (len(rows), {len(row) for row in rows}) == (16, {64})
     assert sum(row.count("1") for row in rows) == 2, "the limit is not cut off"
     assert "the rest is cut off" in lines[-1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +11,6 @@ import numpy as np
 import typer
 
 from ..core import require_writable
-from ..report import draw_factors, require_picture
 from ..structure import Verdict
 from ..structure.repair import Repair, advice, repair
 from ..structure.wellposed import wellposedness
@@ -50,6 +50,8 @@ def command(
     only approached by weights that run away.
     """
     if picture is not None:
+        from ..report import require_picture  # here, because most calls draw nothing
+
         require_picture(picture)
         require_writable(picture)
         if picture.exists() and not force:
@@ -61,8 +63,11 @@ def command(
         for i, pair in enumerate(found.pairs):
             progress(pair.name, i, len(found.pairs))
             verdict = wellposedness(pair.supports) if whole is None else whole.pairs[i]
-            small = sum(int(np.prod(support.shape)) for support in pair.supports) <= SEARCHED
-            mended = repair(pair.supports) if advise and not verdict.closed and small else None
+            mended = None
+            # quiet shows no advice
+            if advise and format is not Format.quiet and not verdict.closed and _size(pair) <= SEARCHED:
+                what = f"{pair.name}, looking for entries to add"
+                mended = repair(pair.supports, progress=partial(progress, what))
             results.append((pair, verdict, mended))
     if picture is not None:
         _draw(*min(results, key=lambda result: WORST.index(result[1].status))[:2], picture)
@@ -88,6 +93,7 @@ def command(
     for pair, verdict, mended in results:
         typer.echo(f"{pair.name:<{width}}  {verdict.status:<10}  {verdict.reason}")
         if not verdict.closed:
+            typer.echo(f"    where X = {pair.names[0]}, Y = {pair.names[1]}")
             for line in str(verdict).splitlines()[1:]:
                 typer.echo(f"  {line}")
             for line in _letters(pair, verdict):
@@ -101,13 +107,17 @@ def command(
                 typer.echo(f"  {line}")
 
 
+def _size(pair: Product) -> int:
+    return sum(int(np.prod(support.shape)) for support in pair.supports)
+
+
 def _advice(verdict: Verdict, found: Repair | None) -> str:
     text = advice(verdict, found)
-    return text if found is not None or not text else f"too large to search for entries to add; {text}"
+    return text if found is not None else f"too large to search for entries to add; {text}"
 
 
 def _letters(pair: Product, verdict: Verdict) -> list[str]:
-    """The product where it is restricted: '1' in the limit, '#' restricted, '+' other entries, '.' always zero."""
+    """The product where it is restricted, as a matrix of letters that its last line explains, with rows and columns."""
     if verdict.cells is None or not verdict.cells.any():
         return []
     rows, columns = np.flatnonzero(verdict.cells.any(1)), np.flatnonzero(verdict.cells.any(0))
@@ -116,17 +126,24 @@ def _letters(pair: Product, verdict: Verdict) -> list[str]:
     rows = sorted(sorted(map(int, rows), key=lambda i: not limit[i].any())[:TALL])
     columns = sorted(sorted(map(int, columns), key=lambda j: not limit[:, j].any())[:WIDE])
     reach = (pair.supports[0] @ pair.supports[1]).array
-    lines = [
-        "".join("1" if limit[i, j] else "#" if verdict.cells[i, j] else ".+"[int(reach[i, j])] for j in columns)
+    wide, tall = len(str(max(columns))), len(str(max(rows)))
+    # numbers of columns are read downwards
+    lines = [" " * (tall + 1) + "".join(f"{j:>{wide}}"[digit] for j in columns) for digit in range(wide)]
+    lines += [
+        f"{i:>{tall}} "
+        + "".join("1" if limit[i, j] else "#" if verdict.cells[i, j] else ".+"[int(reach[i, j])] for j in columns)
         for i in rows
     ]
     cut = len(rows) < verdict.cells.any(1).sum() or len(columns) < verdict.cells.any(0).sum()
-    legend = "1 in the limit, # restricted, + free, . zero" + (", the rest is cut off" if cut else "")
-    return [*lines, f"({legend})"]
+    ones = "1 in the limit, " if verdict.family is not None else ""
+    legend = f"rows and columns of X Y: {ones}# restricted, + free, . zero"
+    return [*lines, f"({legend}{', the rest is cut off' if cut else ''})"]
 
 
 def _draw(pair: Product, verdict: Verdict, path: Path) -> None:
     """The entries of the product and both supports; orange is what is in the way."""
+    from ..report import draw_factors
+
     left, right = (support.array.astype(float) for support in pair.supports)
     product = (left @ right > 0).astype(float)
     if verdict.cells is not None:
