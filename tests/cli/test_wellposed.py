@@ -1,6 +1,8 @@
 """`flatwing wellposed`: verdicts on stdout, what was left out on stderr, refusals before any work."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -257,3 +259,17 @@ def test_bad_files_are_refused(tmp_path: Path, lu: Path) -> None:
         result = run(tmp_path / name)
         assert (result.exit_code, result.stdout) == (2, ""), name
         assert message in result.stderr, name
+
+
+def test_other_commands_are_not_imported(lu: Path) -> None:
+    code = "import sys; from flatwing.cli import main\ntry: main()\nexcept SystemExit: pass\n"
+    code += "print(sorted({'.'.join(name.split('.')[:3]) for name in sys.modules if name.startswith('flatwing')}))"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "wellposed", str(lu)], capture_output=True, text=True, check=True, timeout=100
+    )
+    assert done.stdout.startswith("S1 @ S2  not closed")
+    names = done.stdout.splitlines()[-1]
+    assert "flatwing.cli.wellposed" in names
+    assert not any(
+        f"'flatwing.{name}'" in names for name in ("cli.train", "cli.compress", "compress", "train", "report")
+    )
