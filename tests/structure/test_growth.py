@@ -55,6 +55,24 @@ def test_other_laws_are_no_such_divergence(exponent: float) -> None:
     assert not diverging(list(residuals**-exponent), list(residuals)).diverging
 
 
+def test_growth_that_stops_is_no_divergence() -> None:
+    """On the way to a matrix that is attained the norm grows at first; most of the fall of the residual is later."""
+    residuals = np.geomspace(1, 0.05, 16)
+    norms = np.minimum(residuals**-0.5, residuals[9] ** -0.5)
+    growth = diverging(list(norms), list(residuals))
+    assert growth.norm > 1.4
+    assert growth.exponent - 2 * growth.stderr > 0.15, "by the whole alone it would be one"
+    assert growth.late < 0.1
+    assert not growth.diverging
+    assert diverging(list(residuals**-0.5), list(residuals)).late == pytest.approx(0.5)
+
+
+def test_a_short_way_tells_nothing() -> None:
+    for exponent, least, told in ((0.5, 0.3, False), (0.5, 0.2, True), (0.22, 0.24, False), (0.22, 0.16, True)):
+        residuals = np.geomspace(1, least, 16)
+        assert diverging(list(residuals**-exponent), list(residuals)).diverging == told
+
+
 def test_what_tells_nothing() -> None:
     assert not diverging([1.0, 2.0, 4.0], [1.0, 0.25, 0.0625]).diverging, "too few"
     assert "too few points" in str(diverging([1.0], [1.0]))

@@ -87,7 +87,7 @@ def layer_pairs(model: nn.Module | Any, pairs: Iterable[Any] | None = None) -> t
         _say_what_is_left(model, found)
     else:
         named = dict(model.named_modules())
-        found = [(a, _layer(named, a), (), b, _layer(named, b)) for a, b in map(_names, _listed(pairs))]
+        found = [(a, _layer(named, a), (), b, _layer(named, b)) for a, b in pair_names(pairs)]
     results = []
     for first, inner, between, second, outer in found:
         if outer.in_features != inner.out_features:
@@ -167,12 +167,18 @@ def _shown(names: Iterable[str]) -> str:
     return (", ".join(known[:8]) or "none") + (f" and {len(known) - 8} more" if len(known) > 8 else "")
 
 
-def _listed(pairs: Iterable[Any]) -> list[Any]:
-    """The pairs; a single name, or two, are none."""
+def pair_names(pairs: Iterable[Any]) -> tuple[tuple[str, str], ...]:
+    """Names (first, second) of pairs of layers, from a list of such names and of `LayerPair`s.
+
+    Raises `TypeError` for what is no list of pairs, a single name or two included, `ValueError` for a layer and itself.
+
+    >>> pair_names([["up", "down"]])
+    (('up', 'down'),)
+    """
     found = list(pairs) if isinstance(pairs, Iterable) and not isinstance(pairs, str) else [pairs]
     if len(found) == 2 and all(isinstance(name, str) for name in found):
         raise TypeError(f"pairs is {pairs!r}. Rule: a list of pairs. Write pairs=[({found[0]!r}, {found[1]!r})].")
-    return found
+    return tuple(map(_names, found))
 
 
 def _names(pair: Any) -> tuple[str, str]:

@@ -10,11 +10,12 @@ from typing import final
 import numpy as np
 
 FEWEST = 6  # points of a fit
-GROWN, SHRUNK = 1.25, 2.0  # factors of the norm and of the residual below which nothing can be told
-# The law is 1/2: error eps^2 and norm 1/eps on a family that runs away. Descents approach it from either side: .21 to
-# .59 on the 2 x 2 LU example, at most .06 to matrices that are attained.
-LEAST, MOST = 0.15, 0.8
-SURE = 0.1  # most of two standard errors: early in a run everything moves, and nothing is a power of anything
+GROWN, SHRUNK = 1.4, 4.0  # factors of the norm and of the residual below which nothing can be told
+# The law is 1/2: error eps^2 and norm 1/eps on a family that runs away. Descents approach it from either side. To
+# matrices that are attained the norm grows, too, while they come near; then it stops, and the exponent of the later
+# half of the points falls to 0.
+LEAST, LEAST_LATE, MOST = 0.15, 0.2, 0.8
+SURE = 0.15  # most of two standard errors: early in a run everything moves, and nothing is a power of anything
 
 
 @final
@@ -22,7 +23,8 @@ SURE = 0.1  # most of two standard errors: early in a run everything moves, and 
 class Growth:
     """How the norm of factors follows the residual: norm ~ residual^(-exponent), `exponent` +- 2 `stderr`.
 
-    `norm` and `residual` are last over first; `points` entered the fit. `diverging` is the verdict.
+    `norm` and `residual` are last over first; `points` entered the fit. `late` is the exponent of the later half of
+    them alone. `diverging` is the verdict.
     """
 
     exponent: float
@@ -30,15 +32,18 @@ class Growth:
     norm: float
     residual: float
     points: int
+    late: float = 0.0
 
     @property
     def diverging(self) -> bool:
         """Whether the norm grew, the residual fell, and the exponent is near 1/2 and not near 0, as of bounded factors.
 
-        Near is between 0.15 and 0.8, with two standard errors to spare below, which are at most 0.1.
+        The norm by 1.4, the residual to a quarter or less. Near is between 0.15 and 0.8, with two standard errors to
+        spare below, which are at most 0.15; and at least 0.2 in the later half, so that the growth goes on.
         """
         told = self.points >= FEWEST and self.norm >= GROWN and self.residual * SHRUNK <= 1
-        return told and 2 * self.stderr <= SURE and self.exponent - 2 * self.stderr >= LEAST and self.exponent <= MOST
+        near = self.exponent - 2 * self.stderr >= LEAST and self.exponent <= MOST
+        return told and near and 2 * self.stderr <= SURE and self.late >= LEAST_LATE
 
     def __str__(self) -> str:
         word = "runs away" if self.diverging else "does not run away" if self.points >= FEWEST else "too few points"
@@ -76,10 +81,17 @@ def diverging(norms: Sequence[float], residuals: Sequence[float]) -> Growth:
     if count < 3:
         return Growth(0.0, inf, 1.0, 1.0, count)
     x, y = np.log(rests[:count]), np.log(sizes[:count])
-    spread = float(np.square(x - x.mean()).sum())
+    slope, spread = _slope(x, y)
     if spread == 0:
         return Growth(0.0, inf, float(np.exp(y[-1] - y[0])), 1.0, count)
-    slope = float((x - x.mean()) @ (y - y.mean())) / spread
     left = y - y.mean() - slope * (x - x.mean())
     stderr = float(np.sqrt(np.square(left).sum() / (count - 2) / spread))
-    return Growth(-slope, stderr, float(np.exp(y[-1] - y[0])), float(np.exp(x[-1] - x[0])), count)
+    late = -_slope(x[count // 2 :], y[count // 2 :])[0]
+    return Growth(-slope, stderr, float(np.exp(y[-1] - y[0])), float(np.exp(x[-1] - x[0])), count, late)
+
+
+def _slope(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
+    """Slope of the line through points, 0 where all are above each other, and the sum of squares that it rests on."""
+    away = x - x.mean()
+    spread = float(np.square(away).sum())
+    return (float(away @ (y - y.mean())) / spread if spread else 0.0), spread

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from ..nn import LayerPair
+from ..nn.wellposed import pair_names
 from ..optim.check import require_number
 from .distributed import launched
 from .guard import FactorWatch
@@ -87,7 +88,9 @@ class DivergenceGuard(Callback):
     Looks from step `after` on, and waits for the end of the warm-up of the smoothing. Losses that are not positive are
     not looked at. `pairs` are names (first, second) of linear layers, such as those that `nn.wellposed.layer_pairs`
     calls not closed: a `UserWarning` says once for each that its norms grow like distance^(-1/2) while the product of
-    the two converges (`structure.growth.diverging`). That begins anew when a run is resumed, and wants whole weights.
+    the two converges (`FactorWatch`). That begins anew when a run is resumed, and wants whole weights. Raises
+    `ValueError` for numbers out of range and a pair of a layer and itself, `TypeError` for what is no pair of names,
+    and at the start of the run `ValueError` for names that the model does not have, or whose sizes do not fit.
     """
 
     def __init__(self, factor: float = 3.0, after: int = 20, pairs: Sequence[tuple[str, str] | LayerPair] = ()) -> None:
@@ -96,7 +99,7 @@ class DivergenceGuard(Callback):
         if factor == 1:
             raise ValueError(f"factor is {factor}. Rule: above 1. Write factor=3.0.")
         self.factor, self.after = factor, after
-        self.pairs = tuple((pair.first, pair.second) if isinstance(pair, LayerPair) else tuple(pair) for pair in pairs)
+        self.pairs = pair_names(pairs)
         self._begin()
 
     def _begin(self) -> None:
@@ -106,8 +109,10 @@ class DivergenceGuard(Callback):
 
     @override
     def on_start(self, training: Training) -> None:
-        """Go through the losses so far."""
+        """Look for the layers of the pairs, and go through the losses so far."""
         self._begin()
+        for watch in self._watches:
+            watch.require(training.model)
         for metric in training.metrics:
             self._look(metric)
 
@@ -122,7 +127,7 @@ class DivergenceGuard(Callback):
             )
         for watch in tuple(self._watches):
             growth = watch.look(training.model, int(metric["step"]))
-            if growth is not None and growth.diverging:
+            if growth is not None and watch.certain:
                 self._watches.remove(watch)
                 warnings.warn(
                     f"step {metric['step']}: {watch.first!r} and {watch.second!r} together: {growth}. Best weights "

