@@ -28,7 +28,7 @@ def test_depth_is_counted() -> None:
 
 @pytest.mark.parametrize("bracket", ["[", '{"a":', "]", '["', '"' + "[" * 1000])
 def test_what_is_cut_off_is_no_json(bracket: str) -> None:
-    with pytest.raises(json.JSONDecodeError, match="Expecting|Unterminated|nested"):
+    with pytest.raises(json.JSONDecodeError, match=r"Expecting|Unterminated|nested"):
         parse_json(bracket)
 
 
