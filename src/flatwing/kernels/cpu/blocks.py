@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -131,8 +131,21 @@ def forward(
     >>> forward(torch.ones(1, 4), [torch.ones(2, 2, 2)] * 2, [2, 1], False, 1).tolist()
     [[4.0, 4.0, 4.0, 4.0]]
     """
+    return _run(_call(factors, depths), x, last, threads)
+
+
+def prepared(factors: Sequence[torch.Tensor], depths: Sequence[int]) -> Callable[[torch.Tensor, int], torch.Tensor]:
+    """`forward` of rows with these weights, which nobody may change any more: a function of x and a number of threads.
+
+    >>> prepared([torch.ones(2, 2, 2)] * 2, [2, 1])(torch.ones(1, 4), 1).tolist()
+    [[4.0, 4.0, 4.0, 4.0]]
+    """
     call = _call(factors, depths)
-    words, _, n, m, widest, inner, _, nnz = call
+    return lambda x, threads: _run(call, x, False, threads)
+
+
+def _run(call: _Call, x: torch.Tensor, last: bool, threads: int) -> torch.Tensor:
+    words, weights, n, m, widest, inner, _, nnz = call
     rows = x.shape[1 if last else 0]
     y = x.new_empty((m, rows) if last else (rows, m))
     if rows == 0:
@@ -148,7 +161,7 @@ def forward(
     group = _group(wanted, -(-rows // width), 2 * row * widest)
     lines = row * (inner + 2 * widest * group)
     spare = item * (n if n > m else m)
-    tag, spec, target, count = TAGS[dtype, row], words.buffer_info()[0], y.data_ptr(), len(factors)
+    tag, spec, target, count = TAGS[dtype, row], words.buffer_info()[0], y.data_ptr(), len(weights)
 
     def part(start: int, stop: int) -> None:
         tiles, _memory = workers.scratch(lines + 8 * width + spare)
