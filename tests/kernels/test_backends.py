@@ -88,6 +88,26 @@ def test_values_and_gradients(name: str, text: str, dtype: torch.dtype) -> None:
         pytest.skip(f"{name} supports no such task here")
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
+@pytest.mark.parametrize("text", CHAINS)
+@pytest.mark.parametrize("name", kernels.list_backends())
+def test_prepared_factors(name: str, text: str, dtype: torch.dtype) -> None:
+    """What is made of factors once multiplies any number of rows, on any number of threads, as `forward` does."""
+    chain = Chain.parse(text)
+    if not usable(name, Task(chain, 1, dtype)):
+        pytest.skip(f"{name} supports no such task here")
+    product, x = draw(chain, 2000, dtype)
+    wide = torch.complex128 if dtype.is_complex else torch.float64
+    matrix = product.to(wide).dense()
+    prepared = kernels.BACKENDS[name].prepared(product.factors, chain.depths)
+    for rows, threads in ((1, 1), (5, 1), (33, 1), (2000, 1), (2000, 3)):
+        part = x[:rows]
+        y = prepared(part, threads)
+        assert y.is_contiguous()
+        close(y, part.to(wide) @ matrix.T, dtype)
+    close(prepared(x[:40:2].flip(0), 1), (x[:40:2].flip(0).to(wide) @ matrix.T), dtype)
+
+
 @pytest.mark.parametrize("name", kernels.list_backends())
 @given(data=st.data())
 @settings(max_examples=40, deadline=None)

@@ -12,7 +12,7 @@ import pytest
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
 START = """
     import torch
-    from flatwing import Chain, kernels
+    from flatwing import Chain, SparseProduct, kernels
     from flatwing.kernels.backend import Task
     from multiplication import Case, Opaque, same
     torch.set_num_threads(1)
@@ -172,3 +172,17 @@ def test_fsdp2_trains_as_one_process(tmp_path: Path) -> None:
         port = free.getsockname()[1]
     out = execute("-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}", str(script))
     assert out.count("sharded") == 2
+
+
+def test_a_frozen_product_compiles() -> None:
+    code = """
+    for case in CASES:
+        torch._dynamo.reset()
+        frozen = kernels.Frozen(SparseProduct(case.chain, case.factors))
+        compiled = torch.compile(lambda x: frozen(x).square(), fullgraph=True, backend="aot_eager")
+        for rows in (3, 9):
+            x = torch.randn(rows, case.chain.shape[1], dtype=torch.float64)
+            same(compiled(x), frozen(x).square())
+    print("compiled")
+    """
+    assert "compiled" in run(code)

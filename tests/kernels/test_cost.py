@@ -51,9 +51,9 @@ SMALL = [
     ("butterfly(48)", 1, True, "numba", 193),
     ("block_diagonal(96,96,blocks=3)", 4, True, "numba", 151),
     ("monarch(1024,1024,blocks=32)", 1, True, "numba", 224),
-    ("low_rank(64,64,rank=8)", 4, False, "numba", 19.6),
-    ("butterfly(256)", 4, False, "numba", 20.6),
-    ("monarch(1024,1024,blocks=32)", 4, False, "numba", 33.6),
+    ("low_rank(64,64,rank=8)", 4, False, "numba", 13.3),
+    ("butterfly(256)", 4, False, "numba", 9.1),
+    ("monarch(1024,1024,blocks=32)", 4, False, "numba", 27.9),
     ("low_rank(64,64,rank=8)", 1, False, "bmm", 14.6),
     ("block_diagonal(96,96,blocks=3)", 1, False, "bmm", 19.7),
     ("low_rank(64,64,rank=8)", 1, True, "bmm", 74.7),
@@ -164,9 +164,11 @@ def test_numbers_of_two_bytes_are_not_cheap_to_read() -> None:
 
 
 @pytest.mark.parametrize("train", [False, True])
-def test_calling_compiled_kernels_costs_more_than_calling_torch(train: bool) -> None:
+def test_a_call_costs_something(train: bool) -> None:
     task = Task(Chain.butterfly(64), 1, train=train)
-    assert 0 < cost.overhead_seconds(task, native=True) < cost.overhead_seconds(task, native=False) < 5e-4
+    own, torchs = (cost.overhead_seconds(task, native=native) for native in (False, True))
+    assert 0 < min(own, torchs) < max(own, torchs) < 5e-4
+    assert (own > torchs) == train, "kernels are called at once where nothing is to be recorded"
     assert plan_for(task, "bmm").seconds > BACKENDS["bmm"].seconds(task), "a plan predicts the whole call"
 
 

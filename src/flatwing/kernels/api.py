@@ -56,12 +56,11 @@ def multiply(
     >>> multiply(torch.ones(3, 4), P).tolist() == (torch.ones(3, 4) @ P.dense().T).tolist()
     True
     """
-    simple = backend == "auto" and layout == "batch-first" and not torch.compiler.is_compiling()
-    if simple and dispatch.is_plain_call(x, product):
-        run = runner_of(product.chain, x)
+    if layout == "batch-first" and not torch.compiler.is_compiling() and dispatch.is_plain_call(x, product):
+        run = runner_of(product.chain, x, backend)
         if run is not None:
             return run(x, product.factors)
-    _check(x, product, layout)
+    require_fitting(x, product, layout)
     last = layout == "batch-last"
     if product.batch:
         return _batched(x, product, backend, last)
@@ -165,7 +164,8 @@ def _batched(x: torch.Tensor, product: SparseProduct, backend: str, last: bool) 
     return y.reshape(*batch, *y.shape[1:])
 
 
-def _check(x: Any, product: Any, layout: str) -> None:
+def require_fitting(x: Any, product: Any, layout: str = "batch-first") -> None:
+    """Raise what `multiply` raises for vectors that are none, or do not fit."""
     if not isinstance(product, SparseProduct):
         raise TypeError(f"product is a {type(product).__name__}. Rule: a SparseProduct, such as layer.product.")
     if not isinstance(x, torch.Tensor):

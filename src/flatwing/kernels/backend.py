@@ -16,6 +16,8 @@ from ..structure import Chain
 Layout = Literal["batch-first", "batch-last"]
 Runner: TypeAlias = Callable[[torch.Tensor, Sequence[torch.Tensor]], torch.Tensor]
 """Multiplies x by factors of one chain."""
+Prepared: TypeAlias = Callable[[torch.Tensor, int], torch.Tensor]
+"""Multiplies x (rows, n) by factors that it knows, on so many threads."""
 
 
 @final
@@ -38,6 +40,8 @@ class Task:
     train: bool = False
     """Whether both gradients are counted in, too."""
     threads: int = 1
+    frozen: bool = False
+    """Whether the weights are prepared once, so that no call has to read, pack or merge them: see `Frozen`."""
 
 
 class Gradients(NamedTuple):
@@ -79,6 +83,10 @@ class Backend(abc.ABC):
         """`forward` for one chain and one type of numbers: what depends on these alone is decided here, once."""
         depths = chain.depths
         return lambda x, factors: self.forward(x, factors, depths, last)
+
+    def prepared(self, factors: Sequence[torch.Tensor], depths: Sequence[int]) -> Prepared:
+        """`forward` of rows for contiguous factors that never change: what depends on them alone is done once, here."""
+        return lambda x, threads: self.forward(x, factors, depths, False)
 
     def backward(
         self,

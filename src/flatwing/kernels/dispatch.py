@@ -58,7 +58,7 @@ def is_plain_call(x: Tensor, product: SparseProduct) -> bool:
 
     This is what keeps a small multiplication at microseconds; all other calls take the long way and find the same.
     """
-    if not (type(x) is Tensor and type(product) is SparseProduct and product.is_plain and x.is_cpu):
+    if not (type(product) is SparseProduct and product.is_plain and type(x) is Tensor and x.is_cpu):
         return False
     shape = x.shape
     return (
@@ -66,10 +66,18 @@ def is_plain_call(x: Tensor, product: SparseProduct) -> bool:
         and shape[0] > 0
         and shape[1] == product.chain.shape[1]
         and x.dtype is product.factors[0].dtype
-        and not (torch.is_grad_enabled() and (x.requires_grad or any(map(_NEEDS_GRAD, product.factors))))
+        and holds_only_values(x)
+        and not (torch.is_grad_enabled() and any(map(_NEEDS_GRAD, product.factors)))
+    )
+
+
+def holds_only_values(x: Tensor) -> bool:
+    """Whether there is nothing to record, cast or transform, so that a kernel may read the memory of x."""
+    return (
+        not (x.requires_grad and torch.is_grad_enabled())
         and not (x.is_neg() or x.is_conj())
         and not (_modes() or _transformed())
-        and not torch.is_autocast_enabled("cpu")
+        and not torch.is_autocast_enabled("cpu" if x.is_cpu else x.device.type)
         and torch._C._get_tracing_state() is None
     )
 

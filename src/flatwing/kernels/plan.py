@@ -56,6 +56,7 @@ class Plan:
             "device": task.device,
             "layout": task.layout,
             "train": task.train,
+            "frozen": task.frozen,
             "threads": task.threads,
             "merged": list(self.merged),
             "seconds": self.seconds,
@@ -68,14 +69,14 @@ class Plan:
         }
 
     def __str__(self) -> str:
-        what = "training step" if self.task.train else "forward"
+        what = "training step" if self.task.train else "frozen forward" if self.task.frozen else "forward"
         source = "measured" if self.measured else "predicted"
         lines = [
             f"{self.backend}: {1e6 * self.seconds:.3g} us {source} for a {what} with {self.task.rows} rows of "
             f"{cost.dtype_name(self.task.dtype)} on {self.task.device}, {self.speedup:.2g}x dense; {self.reason}"
         ]
         if self.merged:
-            lines.append(f"  merged first, exactly: {self.chain}")
+            lines.append(f"  merged {'once' if self.task.frozen else 'first'}, exactly: {self.chain}")
         lines += [f"  {name}: {1e6 * t:.3g} us" for name, t in self.times if name != self.backend]
         lines += [f"  {name} skipped: {why}" for name, why in self.skipped]
         return "\n".join(lines)
@@ -108,17 +109,17 @@ def _plan_of(
     return plan_for(Task(chain, rows, dtype, device, layout, train, threads), backend)
 
 
-def runner_of(chain: Chain, x: torch.Tensor) -> Runner | None:
+def runner_of(chain: Chain, x: torch.Tensor, backend: str) -> Runner | None:
     """What multiplies x (rows, n) on the CPU if nothing is to be recorded; None where the plan merges or is native.
 
     This is on the way of every small multiplication: half a microsecond.
     """
-    return _runner_of(chain, wisdom.rounded(x.shape[0]), x.dtype, torch.get_num_threads(), wisdom.version())
+    return _runner_of(chain, wisdom.rounded(x.shape[0]), x.dtype, torch.get_num_threads(), backend, wisdom.version())
 
 
 @lru_cache(maxsize=4096)
-def _runner_of(chain: Chain, rows: int, dtype: torch.dtype, threads: int, version: int) -> Runner | None:
-    plan = _plan_of(chain, rows, dtype, "cpu", False, False, threads, "auto", version)
+def _runner_of(chain: Chain, rows: int, dtype: torch.dtype, threads: int, backend: str, version: int) -> Runner | None:
+    plan = _plan_of(chain, rows, dtype, "cpu", False, False, threads, backend, version)
     chosen = BACKENDS[plan.backend]
     return None if plan.merged or chosen.native else chosen.runner(chain, dtype, False)
 
@@ -138,6 +139,8 @@ def plan_for(task: Task, backend: str = "auto") -> Plan:
 @lru_cache(maxsize=4096)
 def _plan_for(task: Task, backend: str, _: int) -> Plan:
     known = wisdom.lookup(task)
+    if task.frozen:  # measured were calls that read, pack and merge
+        known = {name: seconds for name, seconds in known.items() if name == "F.linear"}
     names = list(BACKENDS) if backend == "auto" else [backend]
     times: dict[str, float] = {}
     skipped: dict[str, str] = {}
@@ -171,7 +174,7 @@ def _prediction(backend: Backend, task: Task) -> float:
     if not merged:
         return calling + backend.seconds(task)
     running = backend.seconds(replace(task, chain=_merged_chain(task.chain, merged)))
-    return calling + running + cost.merging_seconds(task, merged)
+    return calling + running + (0.0 if task.frozen else cost.merging_seconds(task, merged))
 
 
 @lru_cache(maxsize=1024)

@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from ...structure import SparseProduct
 from .. import native
-from ..backend import BACKENDS, Backend, Task, chain_of
+from ..backend import BACKENDS, Backend, Prepared, Task, chain_of
 from ..cost import dense_seconds, merge_seconds
 
 
@@ -26,7 +26,7 @@ class Dense(Backend):
 
     @override
     def seconds(self, task: Task) -> float:
-        return dense_seconds(task) + merge_seconds(task)
+        return dense_seconds(task) + (0.0 if task.frozen else merge_seconds(task))
 
     @override
     def forward(
@@ -38,6 +38,11 @@ class Dense(Backend):
         else:
             matrix = SparseProduct(chain_of(factors, depths), factors).dense()
         return matrix @ x if last else torch.nn.functional.linear(x, matrix)
+
+    @override
+    def prepared(self, factors: Sequence[torch.Tensor], depths: Sequence[int]) -> Prepared:
+        matrix = SparseProduct(chain_of(factors, depths), factors).dense()
+        return lambda x, threads: torch.nn.functional.linear(x, matrix)
 
 
 BACKENDS.register("dense")(Dense())

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from functools import cache, lru_cache
 from importlib.util import find_spec
 from operator import attrgetter
-from typing import Any, final
+from typing import Any, cast, final
 
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 from typing_extensions import override
 
 from ...structure import Chain
-from ..backend import BACKENDS, Backend, Gradients, Runner, Task
+from ..backend import BACKENDS, Backend, Gradients, Prepared, Runner, Task
 
 _SHAPE = attrgetter("shape")
 HALVES = (torch.bfloat16, torch.float16)
@@ -61,6 +61,8 @@ class NumbaCPU(Backend):
         dtype, last = _computed(task.dtype), task.layout == "batch-last"
         name, _ = _route(task.chain, dtype, last)
         found: float = _kernels(name).seconds(task.chain, task.rows, dtype, last, task.train, task.threads)
+        if task.frozen:
+            found -= _kernels(name).preparing_seconds(task.chain, dtype)
         if dtype != task.dtype:  # casts of what comes in and out
             found += 5e-6 + 1e-10 * task.rows * sum(task.chain.shape) * (3 if task.train else 1)
         return found
@@ -80,6 +82,14 @@ class NumbaCPU(Backend):
             return super().runner(chain, dtype, last)
         kernels, depths = _kernels(_route(chain, dtype, last)[0]), tuple(chain.depths)
         return lambda x, factors: kernels.forward(x, factors, depths, last, torch.get_num_threads())
+
+    @override
+    def prepared(self, factors: Sequence[torch.Tensor], depths: Sequence[int]) -> Prepared:
+        if factors[0].dtype in HALVES:
+            dtype, run = factors[0].dtype, self.prepared([w.float() for w in factors], depths)
+            return lambda x, threads: run(x.float(), threads).to(dtype)
+        kernels = _chosen(tuple(depths), list(map(_SHAPE, factors)), factors[0].dtype, False)
+        return cast(Prepared, kernels.prepared(factors, depths))
 
     @override
     def backward(

@@ -164,12 +164,17 @@ def scratch(size: int) -> tuple[int, np.ndarray]:
     """
     held = getattr(_local, "held", None)
     if held is None or held[2] < size:
-        array = np.empty(size + ALIGNMENT, np.uint8)
-        address = array.ctypes.data
-        held = (address + -address % ALIGNMENT, array, size)
+        held = (*aligned(size), size)
         if size <= KEPT:
             _local.held = held
     return held[0], held[1]
+
+
+def aligned(size: int) -> tuple[int, np.ndarray]:
+    """Address of `size` fresh bytes, aligned to 64; and the array that holds them, which lives as long as they do."""
+    array = np.empty(size + ALIGNMENT, np.uint8)
+    address = array.ctypes.data
+    return address + -address % ALIGNMENT, array
 
 
 def expect(address: int, size: int) -> None:

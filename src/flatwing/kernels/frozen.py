@@ -1,0 +1,111 @@
+"""Frozen: a product whose weights no longer change, prepared once for all multiplications that follow."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import final
+
+import torch
+from jaxtyping import Num
+
+from ..structure import Chain, SparseProduct
+from . import dispatch, wisdom
+from .api import multiply, require_fitting
+from .arguments import whole
+from .backend import BACKENDS, Prepared, Task
+from .plan import Plan, merged_factors, plan_for
+
+_threads = torch.get_num_threads
+
+
+@final
+class Frozen:
+    """y = frozen(x) for x (..., n): `multiply` with a copy of the weights, read, merged and packed once.
+
+    What happens to the weights afterwards is not seen: freeze them again. Gradients reach x, not the weights. Few
+    vectors gain most, as no call reads, checks and packs each factor. Plans differ from those of `multiply`, too, where
+    merging neighbours, or all factors to a dense matrix of m n numbers, is worth it only once.
+
+    Raises `TypeError` for what is no product; calls raise as `multiply` does. Memory: a copy of the weights, and what
+    is prepared when a number of vectors is met whose plan is new.
+
+    >>> P = SparseProduct(Chain.butterfly(4), [torch.ones(2, 2, 2)] * 2)
+    >>> frozen = Frozen(P)
+    >>> P.factors[0].zero_().sum(), frozen(torch.ones(2, 4))
+    (tensor(0.), tensor([[4., 4., 4., 4.],
+            [4., 4., 4., 4.]]))
+    """
+
+    def __init__(self, product: SparseProduct) -> None:
+        if not isinstance(product, SparseProduct):
+            raise TypeError(f"product is a {type(product).__name__}. Rule: a SparseProduct, such as layer.product.")
+        factors = [w.detach().resolve_conj().resolve_neg().contiguous().clone() for w in product.factors]
+        self.product = SparseProduct(product.chain, factors, product.perm_in, product.perm_out)
+        """The copy, which is for reading only."""
+        self._columns, self._dtype, self._device = product.chain.shape[1], factors[0].dtype, factors[0].device
+        self._order = None if product.perm_out is None else product.perm_out.argsort()
+        self._is_matrix = not (product.batch or product.perm_in is not None or product.perm_out is not None)
+        self._chosen: dict[tuple[int, int, int], Prepared] = {}
+        self._prepared: dict[tuple[str, tuple[int, ...]], Prepared] = {}
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(*batch, m, n)."""
+        return self.product.shape
+
+    def __call__(self, x: Num[torch.Tensor, "..."]) -> Num[torch.Tensor, "..."]:
+        """The product applied to the vectors along the last dimension of x; the result is (..., m)."""
+        if not torch.compiler.is_compiling():
+            if self._is_matrix and type(x) is torch.Tensor and x.ndim == 2 and self._reads(x):
+                return self._multiply(x)
+            require_fitting(x, self.product)
+            if not self.product.batch and self._reads(x):
+                return self._permuted(x)
+        return multiply(x, self.product)
+
+    def plan(self, batch: int = 16, threads: int | None = None) -> Plan:
+        """The plan for so many vectors, with the time of one call.
+
+        >>> P = SparseProduct(Chain.monarch(64, 64, blocks=8), [torch.ones(8, 8, 8)] * 2)
+        >>> Frozen(P).plan(1).backend
+        'dense'
+        """
+        rows, count = whole("batch", batch), whole("threads", _threads() if threads is None else threads)
+        chain = Chain((p.a * prod(self.product.batch), p.b, p.c, p.d) for p in self.product.chain)
+        return plan_for(Task(chain, rows, self._dtype, self._device.type, threads=count, frozen=True))
+
+    def _reads(self, x: torch.Tensor) -> bool:
+        """Whether what was prepared can multiply x; `multiply` does the rest."""
+        return (
+            x.dtype is self._dtype
+            and x.device == self._device
+            and x.shape[-1] == self._columns
+            and x.numel() > 0
+            and dispatch.holds_only_values(x)
+        )
+
+    def _multiply(self, x: torch.Tensor) -> torch.Tensor:
+        threads = _threads()
+        key = wisdom.rounded(x.shape[0]), threads, wisdom.version()
+        run = self._chosen.get(key) or self._choose(key)
+        return run(x, threads)
+
+    def _permuted(self, x: torch.Tensor) -> torch.Tensor:
+        flat = x.reshape(-1, self._columns)
+        if self.product.perm_in is not None:
+            flat = flat.index_select(1, self.product.perm_in)
+        y = self._multiply(flat)
+        if self._order is not None:
+            y = y.index_select(1, self._order)
+        return y.reshape(*x.shape[:-1], y.shape[1])
+
+    def _choose(self, key: tuple[int, int, int]) -> Prepared:
+        """What multiplies so many vectors; numbers of vectors with the same plan share it."""
+        rows, threads, _ = key
+        plan = self.plan(rows, threads)
+        made = plan.backend, plan.merged
+        if made not in self._prepared:
+            factors = merged_factors(plan.task.chain, self.product.factors, plan.merged)
+            self._prepared[made] = BACKENDS[plan.backend].prepared([w.contiguous() for w in factors], plan.chain.depths)
+        self._chosen[key] = self._prepared[made]
+        return self._chosen[key]
