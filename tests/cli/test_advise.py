@@ -118,7 +118,7 @@ def test_an_interruption_is_told_and_keeps_what_was_measured(tmp_path: Path, mon
         (("--in", 8, "--out", 8, "--batch", "²"), "'²' is no batch"),
         (("--in", 8, "--out", 8, "--dtype", "flaot32"), "did you mean 'float32'?"),
         (("--in", 8, "--out", 8, "--device", "cdua"), "did you mean 'cuda'?"),
-        (("--in", 8, "--out", 8, "--budget", 2), "budget=2.0. Rule"),
+        (("--in", 8, "--out", 8, "--budget", 2), "budget is 2.0. Rule"),
         (("--in", 8, "--out", 8, "--chain", "butterfly(16)"), "shape 16 x 16, wanted is 8 x 8"),
         (("--in", 8, "--out", 8, "--chain", "nonsense"), "is not a chain"),
         (("--in", 10**7, "--out", 10**7, "--measure"), "Leave out --measure"),

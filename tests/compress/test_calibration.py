@@ -315,10 +315,10 @@ def test_bad_data_from_python_are_refused(given: Any, error: type[Exception], me
 
 
 def test_bad_numbers_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"samples=0\. Rule: at least 1 row"):
+    with pytest.raises(ValueError, match=r"samples is 0\. Rule: a whole number, at least 1"):
         load_data(network(), numbered(10), samples=0)
     (tmp_path / "a.txt").write_text("hello " * 100)
-    with pytest.raises(ValueError, match=r"length=-5\. Rule: at least 2 tokens"):
+    with pytest.raises(ValueError, match=r"length is -5\. Rule: a whole number, at least 2"):
         load_data(language_model(), tmp_path / "a.txt", length=-5)
     (tmp_path / "a.txt").write_text("hello")
     with pytest.raises(ValueError, match=r"a\.txt has 5 tokens\. Rule: at least 9"):

@@ -146,7 +146,7 @@ def test_bad_orders(chain: Chain, order: object, message: str) -> None:
 
 @pytest.mark.parametrize("refine", [-1, 1.5, True, "2", None], ids=repr)
 def test_bad_refine(refine: object) -> None:
-    with as_user(), pytest.raises(ValueError, match=rf"refine={refine!r}. Rule: a whole number of sweeps >= 0"):
+    with as_user(), pytest.raises(ValueError, match=rf"refine is {refine!r}. Rule: a whole number, at least 0"):
         factorize(GOOD, CHAIN, refine=refine)  # type: ignore[arg-type]
 
 

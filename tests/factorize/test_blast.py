@@ -245,7 +245,7 @@ def test_progress_counts_the_rounds() -> None:
         (torch.ones(12, 8), (5, 2), 1, r"5 blocks do not divide 12 rows\. Rule: a divisor; the nearest is 4"),
         (torch.ones(12, 8), (2, 3), 1, r"3 blocks do not divide 8 columns\. .*nearest is 2"),
         (torch.ones(12, 8), (0, 2), 1, r"0 blocks do not divide 12 rows\. .*nearest is 1"),
-        (torch.ones(12, 8), (2, 2), 0, r"rank=0\. Rule: at least 1"),
+        (torch.ones(12, 8), (2, 2), 0, r"rank is 0\. Rule: a whole number, at least 1"),
         (torch.ones(12, 7), (2, 2), 1, r"W is \(12, 7\) .*one column for each of 8 inputs"),
         (torch.ones(12, 8, dtype=torch.complex128), (2, 2), 1, r"complex128\. Rule: real"),
         (torch.full((12, 8), math.inf), (2, 2), 1, r"W has 96 entries that are NaN or Inf"),

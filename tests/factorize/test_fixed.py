@@ -251,7 +251,7 @@ def test_other_refusals() -> None:
         factorize_fixed(torch.full((3, 4), torch.nan), ok)
     with pytest.raises(TypeError, match="dtype int64"):
         factorize_fixed(torch.ones(3, 4, dtype=torch.int64), ok)
-    with pytest.raises(ValueError, match=r"starts is 0. Rule: a whole number, at least 1. Take 20"):
+    with pytest.raises(ValueError, match=r"starts is 0. Rule: a whole number, at least 1, such as 20"):
         factorize_fixed(A, ok, starts=0)
     apart = [np.array([[1, 0]] * 3) > 0, np.array([[0] * 4, [1] * 4]) > 0]
     with pytest.raises(ValueError, match="no column of the first support meets a row of the second"):

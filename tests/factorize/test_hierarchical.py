@@ -160,7 +160,7 @@ def test_other_kinds_are_refused_by_name() -> None:
     A = torch.randn(4, 4)
     with as_user(), pytest.raises(TypeError, match=r"the scheme is a NoneType\. Rule: a text"):
         hierarchical(A, None)  # type: ignore[arg-type]
-    with as_user(), pytest.raises(ValueError, match=r"sweeps is 1\.5\. Rule: a whole number, at least 1\. Take 30"):
+    with as_user(), pytest.raises(ValueError, match=r"sweeps is 1\.5\. Rule: a whole number, at least 1, such as 30"):
         hierarchical(A, "hadamard", sweeps=1.5)  # type: ignore[arg-type]
     with as_user(), pytest.raises(ValueError, match=r"size 0 is 2\.5\. Rule: a whole number"):
         Scheme.of("sp(2)", "id", sizes=(2.5,))  # type: ignore[arg-type]

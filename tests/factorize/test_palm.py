@@ -220,11 +220,11 @@ def test_numbers_of_the_result() -> None:
     ("arguments", "message"),
     [
         ({"projections": "sp(2)*2", "sizes": [3, 3]}, "there are 2 sizes for 2 factors"),
-        ({"projections": "sp(2)*2", "sizes": [0]}, r"size 0 is 0\. Rule: a whole number, at least 1\. Take 4"),
+        ({"projections": "sp(2)*2", "sizes": [0]}, r"size 0 is 0\. Rule: a whole number, at least 1, such as 4"),
         ({"projections": "sp(2)*2", "sweeps": 0}, "sweeps is 0. Rule: a whole number, at least 1"),
         ({"projections": "sp(2)*2", "starts": 0}, "starts is 0"),
         ({"projections": "sp(2)*2", "seed": -1}, "seed is -1. Rule: a whole number, at least 0"),
-        ({"projections": "sp(2)*2", "tolerance": float("nan")}, "tolerance is nan. Rule: a finite number, at least 0"),
+        ({"projections": "sp(2)*2", "tolerance": float("nan")}, "tolerance is nan. Rule: a number, at least 0"),
         ({"projections": "sp(2)*2", "tolerance": -1.0}, "tolerance is -1.0"),
         ({"projections": "sp(2)*2", "tolerance": float("inf")}, "tolerance is inf"),
         ({"projections": "sp(2)*2", "direction": "up"}, "direction='up' is unknown. Rule: 'r2l' or 'l2r'"),
@@ -269,11 +269,11 @@ def test_every_projection_works_inside() -> None:
     ("arguments", "message"),
     [
         ({"sizes": 2}, r"sizes is 2\. Rule: a list, one between two factors, such as \[4\]"),
-        ({"sizes": [2.5]}, r"size 0 is 2\.5\. Rule: a whole number, at least 1\. Take 4"),
+        ({"sizes": [2.5]}, r"size 0 is 2\.5\. Rule: a whole number, at least 1, such as 4"),
         ({"seed": None}, "seed is None. Rule: a whole number"),
         ({"starts": 1.5}, r"starts is 1\.5\. Rule: a whole number"),
         ({"sweeps": float("nan")}, "sweeps is nan. Rule: a whole number"),
-        ({"tolerance": "a"}, "tolerance is 'a'. Rule: a finite number"),
+        ({"tolerance": "a"}, "tolerance is 'a'. Rule: a number"),
     ],
 )
 def test_numbers_of_another_kind_are_refused(arguments: dict, message: str) -> None:

@@ -133,7 +133,7 @@ def test_blocks_of_one_number_are_one() -> None:
         ("low_rank(12, 12, 2)", {"mode": "orthogonal"}, "has blocks 12 x 2. Rule: orthogonal blocks are square"),
         ("butterfly(12)", {"mode": "rotate"}, "mode='rotate'. Rule: one of additive or orthogonal"),
         ("butterfly(12)", {"mode": "orthogonal", "map": "qr"}, "map='qr'"),
-        ("dense(12, 8)", {"scale": math.nan}, "scale=nan"),
+        ("dense(12, 8)", {"scale": math.nan}, "scale is nan. Rule: a number"),
     ],
 )
 def test_refuses(structure: str, options: dict, message: str) -> None:

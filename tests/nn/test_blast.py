@@ -25,7 +25,7 @@ def test_blocks_are_the_formula_of_the_paper() -> None:
     [
         ({"blocks": (3, 3)}, r"A=3 does not divide out_features=20.*nearest good value is A=2"),
         ({"blocks": (4, 5)}, r"B=5 does not divide in_features=12.*nearest good value is B=4"),
-        ({"blocks": 0}, "A is 0. Rule: a whole number >= 1"),
+        ({"blocks": 0}, "A is 0. Rule: a whole number, at least 1"),
         ({"rank": 0}, "rank is 0"),
     ],
 )

@@ -61,5 +61,5 @@ def test_more_rounds_are_never_worse() -> None:
 def test_fit_refuses() -> None:
     with pytest.raises(ValueError, match=r"chains is 'butterfly\(8\)'. Rule: a list of at least one chain"):
         SumLinear.from_linear(nn.Linear(8, 8), "butterfly(8)")
-    with pytest.raises(ValueError, match="rounds=0"):
+    with pytest.raises(ValueError, match="rounds is 0"):
         SumLinear.from_linear(nn.Linear(8, 8), ["butterfly(8)"], rounds=0)

@@ -13,35 +13,13 @@ from torch import nn
 from torch.optim import LBFGS, SGD, AdamW
 
 from flatwing.optim import ASAM, IRE, LITE, SAM, GradPower, Late, LITEAdam, Shell, late
-from flatwing.optim.check import parameters_of, require_number, require_rate, require_rules
+from flatwing.optim.check import parameters_of, require_rate, require_rules
 
 
 def weight() -> nn.Parameter:
     w = nn.Parameter(torch.ones(3))
     w.grad = torch.full((3,), 0.5)
     return w
-
-
-@pytest.mark.parametrize("value", [0, 0.5, 1.0])
-def test_numbers_in_range_pass(value: Any) -> None:
-    require_number("x", value, 0.0, 1.0, good=0.5)
-
-
-@pytest.mark.parametrize(
-    ("value", "whole", "near"),
-    [
-        (-1, False, "0"),
-        (9.0, False, "5"),
-        (2.5, True, "2"),
-        (torch.nan, False, "3"),
-        ("3", False, "3"),
-        (None, True, "3"),
-        (True, False, "3"),
-    ],
-)
-def test_numbers_out_of_range_are_told_the_nearest_good_one(value: Any, whole: bool, near: str) -> None:
-    with pytest.raises(ValueError, match=rf"x is {value!r}\. Rule: .* from 0 to 5.*Nearest good value: {near}\."):
-        require_number("x", value, 0, 5, good=3, whole=whole)
 
 
 def test_rates_are_numbers_or_tensors_of_one() -> None:

@@ -77,7 +77,10 @@ def test_two_of_four_keeps_the_largest_and_breaks_ties_in_order() -> None:
         Support.n_of_m(weights, 2, 3)
     with pytest.raises(ValueError, match="1 <= n <= m"):
         Support.n_of_m(weights, 5, 4)
-    with as_user(), pytest.raises(ValueError, match=r"n is 1\.5\. Rule: a whole number, at least 1\. Take 2\."):
+    with (
+        as_user(),
+        pytest.raises(ValueError, match=r"n is 1\.5\. Rule: a whole number, at least 1.* value: 2"),
+    ):
         Support.n_of_m(weights, 1.5)
     with as_user(), pytest.raises(ValueError, match=r"m is 4\.0\. Rule: a whole number"):
         Support.n_of_m(weights, 2, 4.0)

@@ -394,7 +394,7 @@ def test_large_supports_are_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> No
 def test_eps_is_small_and_positive(eps: float) -> None:
     family = wellposedness(LOWER, LOWER.T).family
     assert isinstance(family, Family)
-    with pytest.raises(ValueError, match=r"Rule: between 0 and 1"):
+    with pytest.raises(ValueError, match=r"eps is .* Rule: a number, above 0 and below 1"):
         family(eps)
 
 

@@ -127,7 +127,7 @@ def test_bad_requests_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="Rule: one of them"):
         structured(model, "monarch(blocks=4)", budget=0.5)
     for budget in (0, 1, -0.5, 2, True):
-        with pytest.raises(ValueError, match=f"budget is {budget!r}. Rule: a share"):
+        with pytest.raises(ValueError, match=f"budget is {budget!r}. Rule: a number, above 0 and below 1"):
             structured(model, budget=budget)
     with pytest.raises(ValueError, match=r"unknown.* 'monarc', did you mean 'monarch'"):
         build_model("digits-mlp", {"structure": "monarc(blocks=4)"})

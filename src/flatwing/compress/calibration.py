@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..core import require_whole
 from ..data import Splits, chunks, digit_images, python_sources
 from .batch import Batch
 from .batches import as_batch, from_labels, row_batches, row_parts, spread_over, text_batches, token_batches
@@ -77,10 +78,9 @@ def load_data(
     warning tells of targets that the network's task has no use for.
     """
     samples = (512 if source.task == "lm" else 4096) if samples is None else samples
-    if samples < 1:
-        raise ValueError(f"samples={samples}. Rule: at least 1 row to fit on; 512 is a good start.")
-    if length is not None and length < 2:
-        raise ValueError(f"length={length}. Rule: at least 2 tokens per text; {LENGTH} is a good start.")
+    samples = require_whole("samples", samples, good=512)
+    if length is not None:
+        require_whole("length", length, 2, good=LENGTH, advice="It is the number of tokens of a text.")
     if given is None and source.trained is not None:
         return _of_splits(source.trained.data, source.task, samples, f"the data of the example {source.name}")
     if isinstance(given, (str, os.PathLike)):

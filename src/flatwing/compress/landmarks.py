@@ -10,6 +10,7 @@ from typing import Any, final
 import torch
 from torch import nn
 
+from ..core import require_number
 from ..nn import LinearInfo
 from ..structure import SparseProduct
 from .baselines import LANDMARKS, WITH_DATA, Known, Replaced, uniform_rank
@@ -42,8 +43,7 @@ def landmarks(
     Raises `ValueError` for unknown names and a share outside (0, 1]. The original is as before. Cost: one walk over
     the network, one copy of it, and one evaluation for each method.
     """
-    if not 0 < share <= 1:
-        raise ValueError(f"share is {share}. Rule: 0 < share <= 1, the part of the parameters that is kept.")
+    require_number("share", share, above=0, most=1, good=0.25, advice="It is the part of the parameters that is kept.")
     methods = {name: LANDMARKS[name] for name in names}
     facts: dict[str, _Facts] = {}
     if set(methods) & set(WITH_DATA):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass
 from typing import Any, final
 
+from ..core import require_number, require_whole
 from ..train import OPTIMIZERS
 from .candidates import STRUCTURES
 from .costs import UNITS
@@ -44,16 +44,14 @@ class Options:
         if (self.budget is None) == (self.max_loss is None):
             given = "neither" if self.budget is None else "both"
             raise ValueError(f"{given} of budget and max_loss was given. Rule: one, such as budget=0.5.")
-        if self.budget is not None and not (math.isfinite(self.budget) and 0 < self.budget <= 1):
-            raise ValueError(
-                f"budget={self.budget}. Rule: a share of the dense cost, above 0 and at most 1, such as 0.5."
-            )
-        if self.max_loss is not None and not (math.isfinite(self.max_loss) and self.max_loss > 0):
-            raise ValueError(f"max_loss={self.max_loss}. Rule: above 0; 0.03 allows 3 % more loss, or 3 points less.")
-        if not math.isfinite(self.heal) or self.heal < 0:
-            raise ValueError(f"heal={self.heal}. Rule: a number of steps, 0 for none; 200 is a good start.")
-        if self.heal_lr is not None and not (math.isfinite(self.heal_lr) and self.heal_lr > 0):
-            raise ValueError(f"heal_lr={self.heal_lr}. Rule: above 0, such as 1e-3, or none to try some.")
+        if self.budget is not None:
+            require_number("budget", self.budget, above=0, most=1, good=0.5, advice="It is a share of the dense cost.")
+        if self.max_loss is not None:
+            advice = "It allows 3 % more loss, or 3 points less."
+            require_number("max_loss", self.max_loss, above=0, good=0.03, advice=advice)
+        require_whole("heal", self.heal, 0, good=200, advice="It is a number of steps.")
+        if self.heal_lr is not None:
+            require_number("heal_lr", self.heal_lr, above=0, good=1e-3, advice="Or none, to try some.")
         for name, value, known in (
             ("unit", self.unit, UNITS),
             ("match", self.match, LOSSES),

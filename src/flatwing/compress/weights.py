@@ -11,13 +11,12 @@ import os
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from math import inf, isfinite
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..core import using_threads
+from ..core import require_number, using_threads
 from ..core.machine import __version__
 from ..nn.base import StructuredLayer
 from .candidates import STRUCTURES, Candidate, candidate, make_layer
@@ -72,7 +71,8 @@ def compress_weights(
     ...     print(result["layers"][0]["structure"], Checkpoint.open(Path(folder) / "small").names)
     low_rank(rank=5) ('fc.bias', 'fc.factors.0', 'fc.factors.1')
     """
-    share = _share(budget)
+    advice = "It is the share of its parameters that each matrix keeps."
+    share = require_number("budget", budget, above=0, most=1, good=0.5, advice=advice)
     if not structures:
         raise ValueError(f"structures is empty. Rule: at least one of {', '.join(STRUCTURES)}.")
     for name in structures:
@@ -116,14 +116,6 @@ def compress_weights(
     team.together("finished", finish, first_only=True)
     team.leave()
     return json.loads((work.out / "result.json").read_text(encoding="utf-8"))
-
-
-def _share(budget: float) -> float:
-    if not isinstance(budget, Real) or isinstance(budget, bool) or not 0 < float(budget) <= 1:
-        raise ValueError(
-            f"budget={budget!r}. Rule: the share of its parameters that each matrix keeps, in (0, 1], such as 0.5."
-        )
-    return float(budget)
 
 
 def _require_apart(checkpoint: Checkpoint, out: Path) -> None:

@@ -6,6 +6,8 @@ from .check import from_numpy as from_numpy
 from .files import replacing as replacing
 from .files import require_writable as require_writable
 from .json_text import parse_json as parse_json
+from .limits import require_number as require_number
+from .limits import require_whole as require_whole
 from .numbers import divisors as divisors
 from .numbers import nearest_divisor as nearest_divisor
 from .registry import Registry as Registry

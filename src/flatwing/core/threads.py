@@ -7,6 +7,8 @@ from contextlib import AbstractContextManager, contextmanager
 
 import torch
 
+from .limits import require_whole
+
 SMALL = 256
 
 
@@ -20,8 +22,8 @@ def using_threads(count: int | None) -> Iterator[None]:
     ...     torch.get_num_threads()
     1
     """
-    if count is not None and count < 1:
-        raise ValueError(f"the number of threads is {count}. Rule: a whole number, at least 1. Write 1.")
+    if count is not None:
+        count = require_whole("the number of threads", count)
     before = torch.get_num_threads()
     if count is not None:
         torch.set_num_threads(count)  # even if equal: MKL has a number of its own until it is told

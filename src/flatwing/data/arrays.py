@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
+from ..core import require_number
 from .samples import Pieces
 from .splits import Splits
 from .text import by_ranges
@@ -82,8 +83,7 @@ def as_rows(x: Any, y: Any, scale: float | int = 1) -> tuple[Float[torch.Tensor,
     ([[0.0, 1.0], [1.0, 0.0]], [1, 0])
     """
     x, y = np.asarray(x), np.asarray(y)
-    if not 0 < scale < float("inf"):
-        raise ValueError(f"scale is {scale}. Rule: a finite number above 0; 255 for pixels in bytes.")
+    require_number("scale", scale, above=0, good=255, advice="Pixels in bytes have 255, all else 1.")
     if x.dtype.kind not in "biuf":
         raise TypeError(f"x has dtype {x.dtype}. Rule: real numbers. Write x.astype('float32').")
     if y.dtype.kind not in "iu":

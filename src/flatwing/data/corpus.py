@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from jaxtyping import Int, Integer, UInt8
 
+from ..core import require_whole
 from .splits import check_split
 
 # not the library's prose: other people's packages, tests, grammars, tables and generated documentation
@@ -30,8 +31,8 @@ def python_sources(split: str = "train", limit_bytes: int | None = None) -> UInt
     torch.Size([1000])
     """
     check_split(split)
-    if limit_bytes is not None and limit_bytes < 1:
-        raise ValueError(f"limit_bytes is {limit_bytes}. Rule: at least 1 byte, or None for all of the split.")
+    if limit_bytes is not None:
+        require_whole("limit_bytes", limit_bytes, good=1_000_000, advice="Or None, for all of the split.")
     library = Path(sysconfig.get_path("stdlib"))
     text, left = bytearray(), limit_bytes
     for name in _names(library):
@@ -64,8 +65,7 @@ def windows(
     [0, 1, 2, 3, 4, 5, 6, 7, 8]
     """
     _check_length(tokens, length)
-    if count < 1:
-        raise ValueError(f"count is {count}. Rule: at least 1 window.")
+    require_whole("count", count)
     starts = torch.randint(len(tokens) - length, (count, 1), generator=generator)
     return tokens[starts + torch.arange(length + 1)].long()
 

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Int, Integer, Shaped
 from typing_extensions import override
 
+from ..core import require_whole
 from .order import visits
 
 Batch = tuple[torch.Tensor, torch.Tensor]
@@ -45,9 +46,7 @@ class Samples(abc.ABC):
         `indices[r::R]`; a run whose batch size changes counts samples, and calls `visits(seen, batch_size, ...)`.
         Raises `ValueError` for a negative step or a batch size below 1.
         """
-        for name, value, least in (("step", step, 0), ("batch_size", batch_size, 1)):
-            if value < least:
-                raise ValueError(f"{name} is {value}. Rule: a whole number, at least {least}.")
+        step, batch_size = require_whole("step", step, 0), require_whole("batch_size", batch_size)
         return visits(step * batch_size, batch_size, len(self), seed)
 
     def each(self, batch_size: int, limit: int | None = None) -> Iterator[Batch]:
@@ -56,10 +55,8 @@ class Samples(abc.ABC):
         With `limit` that many samples, spread evenly over all. Raises `ValueError` for sizes below 1, before the first
         batch is drawn.
         """
-        for name, value in (("batch_size", batch_size), ("limit", limit)):
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}. Rule: a whole number, at least 1.")
-        count = len(self) if limit is None else min(limit, len(self))
+        batch_size = require_whole("batch_size", batch_size)
+        count = len(self) if limit is None else min(require_whole("limit", limit), len(self))
         numbers = torch.arange(count) * len(self) // count
         return (self.take(part) for part in numbers.split(batch_size))
 
@@ -112,8 +109,7 @@ class Windows(Samples):
 
     def __init__(self, pieces: Pieces, length: int, stride: int = 1, vocab: int = 256) -> None:
         for name, value in (("length", length), ("stride", stride), ("vocab", vocab)):
-            if value < 1:
-                raise ValueError(f"{name} is {value}. Rule: a whole number, at least 1.")
+            require_whole(name, value)
         self.pieces = [piece for piece in pieces if len(piece)]
         self.ends = list(accumulate(len(piece) for piece in self.pieces))
         self.length, self.stride, self.vocab = length, stride, vocab

@@ -10,6 +10,8 @@ from typing import Generic, TypeVar, final
 import torch
 from jaxtyping import Int
 
+from ..core import require_whole
+
 SPLITS = ("train", "valid", "test")
 SHARES = {"train": 0.7, "valid": 0.1, "test": 0.2}
 SEEDS = 1 << 63
@@ -54,8 +56,7 @@ def stratified(
     >>> {name: len(rows) for name, rows in stratified(torch.arange(20) % 2).items()}
     {'train': 14, 'valid': 2, 'test': 4}
     """
-    if not 0 <= seed < SEEDS:
-        raise ValueError(f"seed is {seed}. Rule: a whole number from 0 to {SEEDS - 1}. Write seed=0.")
+    require_whole("seed", seed, 0, SEEDS - 1)
     generator = torch.Generator().manual_seed(seed)
     parts: dict[str, list[torch.Tensor]] = {name: [] for name in shares}
     for members in y.argsort(stable=True).split(y.unique(return_counts=True)[1].tolist()):

@@ -7,13 +7,12 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from math import prod
-from numbers import Integral
 from typing import Any, final
 
 import numpy as np
 import torch
 
-from ..core import as_matrix, threads_for
+from ..core import as_matrix, require_whole, threads_for
 from ..structure import Chain, SparseProduct
 from ..structure.nearest import nearest_chainable
 from .butterfly import splits_of
@@ -72,8 +71,7 @@ def factorize(
         chain = Chain.parse(chain)
     if not isinstance(chain, Chain):
         raise TypeError(f"chain is a {type(chain).__name__}. Rule: a Chain or its text, such as 'butterfly(64)'.")
-    if not isinstance(refine, Integral) or isinstance(refine, bool) or refine < 0:
-        raise ValueError(f"refine={refine!r}. Rule: a whole number of sweeps >= 0.")
+    refine = require_whole("refine", refine, 0)
     if isinstance(refine_sites, bool) or refine_sites not in (1, 2):
         raise ValueError(f"refine_sites={refine_sites!r}. Rule: 1 (one factor at a time) or 2 (neighbours together).")
     matrix = as_matrix(A, batch=True)

@@ -11,7 +11,7 @@ from typing import Any, final
 import torch
 from jaxtyping import Float
 
-from ..core import as_matrix, nearest_divisor
+from ..core import as_matrix, nearest_divisor, require_whole
 from .metric import Metric, cholesky, solve
 from .weighted import ENOUGH, WeightedFit, conjugate_gradients, fitted, real_matrix
 
@@ -75,8 +75,7 @@ def fit_blast(
         if count < 1 or size % count:
             near = nearest_divisor(size, count)
             raise ValueError(f"{count} blocks do not divide {size} {name}. Rule: a divisor; the nearest is {near}.")
-    if rank < 1:
-        raise ValueError(f"rank={rank}. Rule: at least 1; with a smaller budget choose fewer blocks or low rank.")
+    rank = require_whole("rank", rank, advice="With a smaller budget choose fewer blocks or low rank.")
     total = metric.norm(W)
     work = _Alternation(W, metric, blocks, min(rank, *W.shape), seed)
     history = [work.error()]

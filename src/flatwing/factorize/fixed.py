@@ -10,9 +10,8 @@ import numpy as np
 import torch
 from jaxtyping import Num
 
-from ..core import as_matrix
+from ..core import as_matrix, require_whole
 from ..structure import MaskedProduct, Support, Tractability, tractability, wellposedness
-from ..structure.limits import require_whole
 from ..structure.support import as_supports, product_support
 from ..structure.tractable import two_supports
 from .certificate import BEST, Certificate, relative, rounding_level

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from math import isfinite
 from typing import final
 
 import torch
 from jaxtyping import Float
 
-from ..core import as_matrix
+from ..core import as_matrix, require_number
 
 
 @final
@@ -33,8 +32,7 @@ class Metric:
         n = matrix.shape[0]
         if matrix.shape != (n, n):
             raise ValueError(f"covariance has shape {tuple(matrix.shape)}. Rule: square, (n, n) for n inputs.")
-        if not (damp >= 0 and isfinite(damp)):
-            raise ValueError(f"damp={damp} is not a share. Rule: finite and damp >= 0, such as 1e-3.")
+        require_number("damp", damp, 0, good=1e-3)
         scale = float(matrix.diagonal().mean())
         if bool((matrix.diagonal() < 0).any()):
             raise ValueError("covariance has a negative diagonal, so it is not positive semidefinite. Rule: E[x x^T].")

@@ -10,9 +10,8 @@ from typing import Any, final
 import numpy as np
 import torch
 
-from ..core import as_matrix
+from ..core import as_matrix, require_whole
 from ..structure import Pattern, Support
-from ..structure.limits import require_whole
 from .cones import PROJECTIONS as PROJECTIONS
 from .cones import Rule, Values
 

@@ -6,16 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from itertools import accumulate
-from numbers import Real
 from typing import Any, final
 
 import numpy as np
 import torch
 from jaxtyping import Num
 
-from ..core import as_matrix
+from ..core import as_matrix, require_number, require_whole
 from ..structure import MaskedProduct, Support
-from ..structure.limits import require_whole
 from .certificate import rounding_level
 from .descent import polish, random_factor
 from .factorization import Factorization
@@ -85,8 +83,7 @@ def palm(
     shapes = factor_shapes(targets, sizes, (matrix.shape[0], matrix.shape[1]), matrix.dtype)
     sweeps, starts = require_whole("sweeps", sweeps, good=300), require_whole("starts", starts)
     seed = require_whole("seed", seed, least=0)
-    if not isinstance(tolerance, Real) or not 0 <= tolerance < np.inf:
-        raise ValueError(f"tolerance is {tolerance!r}. Rule: a finite number, at least 0. Take 1e-7.")
+    tolerance = require_number("tolerance", tolerance, 0, good=1e-7)
     require_direction(direction)
     wide, scale = scaled(matrix)
     generator = np.random.default_rng(seed)

@@ -9,9 +9,8 @@ from inspect import signature
 from math import ceil
 from typing import Any, final
 
-from ..core import Registry, as_matrix
+from ..core import Registry, as_matrix, require_whole
 from ..structure import MaskedProduct
-from ..structure.limits import require_whole
 from .factorization import Factorization
 from .fixed import half_note
 from .projections import Projection, numbers_of, parameters_rule, projections_of

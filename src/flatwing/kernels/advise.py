@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import torch
 
+from ..core import require_number
 from ..structure import Chain
 from . import candidates, wisdom
 from .advice import Advice, Alternative, Row
@@ -161,10 +162,7 @@ def _alternatives(
     m: int, n: int, budget: int | float, batches: Sequence[int], task: Callable[[Chain, int], Task]
 ) -> tuple[Alternative, ...]:
     """The fastest chain of each family within the budget, fastest first; last those that leave most of it unused."""
-    if isinstance(budget, bool) or not isinstance(budget, (int, float)) or not 0 < budget <= 1:
-        raise ValueError(
-            f"budget={budget}. Rule: a share of the dense parameters, above 0 and at most 1, such as 0.25."
-        )
+    require_number("budget", budget, above=0, most=1, good=0.25, advice="It is a share of the dense parameters.")
     found = []
     for specs in candidates.within(m, n, budget).values():
         members = []

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 import torch
 
+from ..core import require_whole
 from .cost import dtype_name
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.complex64, torch.complex128)
@@ -19,9 +20,7 @@ def whole(name: str, value: object) -> int:
     >>> whole("batch", 16)
     16
     """
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= LARGEST:
-        raise ValueError(f"{name} is {value!r}. Rule: a whole number from 1 to {LARGEST}, such as 16.")
-    return value
+    return require_whole(name, value, 1, LARGEST, good=16)
 
 
 def dtype_of(dtype: torch.dtype | str) -> torch.dtype:

@@ -11,6 +11,7 @@ from jaxtyping import Num
 from torch import nn
 from typing_extensions import override
 
+from ..core import require_number
 from ..kernels.api import apply
 from ..structure import Chain, SparseProduct
 from .base import linear_of, own
@@ -63,8 +64,7 @@ class StructuredAdapter(nn.Module):
         for name, value, known in (("mode", mode, MODES), ("side", side, ("out", "in")), ("map", map, MAPS)):
             if value not in known:
                 raise ValueError(f"{name}={value!r}. Rule: one of {' or '.join(known)}.")
-        if not math.isfinite(scale):
-            raise ValueError(f"scale={scale}. Rule: a finite number, such as 1.0.")
+        require_number("scale", scale, good=1.0)
         self.chain, self.mode, self.scale, self.side, self.map = as_chain(structure), mode, scale, side, map
         self.in_features, self.out_features = base.in_features, base.out_features
         m, n = base.weight.shape

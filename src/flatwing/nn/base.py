@@ -6,7 +6,6 @@ import abc
 import copy
 import math
 from collections.abc import Mapping
-from operator import index
 from typing import Any, cast
 
 import torch
@@ -14,7 +13,7 @@ from jaxtyping import Num
 from torch import nn
 from typing_extensions import override
 
-from ..core import Registry
+from ..core import Registry, require_whole
 
 LARGEST = 1 << 35  # parameters of one layer; a description that asks for more is damaged or hostile
 
@@ -147,13 +146,7 @@ def uniform_(p: torch.Tensor, deviation: float) -> None:
 
 def sizes(config: Mapping[str, Any], *names: str) -> list[int]:
     """Whole numbers >= 1 out of a description; raises `ValueError` that names the first that is not."""
-    values = []
-    for name in names:
-        value = config[name]
-        if isinstance(value, bool) or not isinstance(value, int) or index(value) < 1:
-            raise ValueError(f"{name} is {value!r}. Rule: a whole number >= 1.")
-        values.append(value)
-    return values
+    return [require_whole(name, config[name]) for name in names]
 
 
 def flag(config: Mapping[str, Any], name: str, default: bool | None = None) -> bool:

@@ -12,7 +12,7 @@ from jaxtyping import Num
 from torch import nn
 from typing_extensions import override
 
-from ..core import as_matrix
+from ..core import as_matrix, require_whole
 from ..factorize import factorize
 from ..structure import Chain, SparseProduct
 from .base import LAYERS, StructuredLayer, flag, layer_from_config, own
@@ -140,8 +140,7 @@ def fit_sum(
     if isinstance(chains, str | Chain) or not chains:
         raise ValueError(f"chains is {chains!r}. Rule: a list of at least one chain, one per term.")
     target = as_matrix(weight, "weight")
-    if rounds < 1:
-        raise ValueError(f"rounds={rounds}. Rule: a whole number >= 1.")
+    require_whole("rounds", rounds)
     products: list[SparseProduct | None] = [None] * len(chains)
     rest, error = target, float(target.norm())
     for _ in range(rounds):

@@ -13,8 +13,9 @@ from torch import nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from ..core import require_number
 from .blocks import Blocks, Entry, Part, classify_blocks
-from .check import parameters_of, require_number
+from .check import parameters_of
 from .groups import make_group
 from .partition import mean_squares, partition_of, spread
 from .registry import Method, add

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any, final
 
 import numpy as np
 from torch.optim import Optimizer
 
-from .check import require_number
+from ..core import require_number, require_whole
 
 Stage = tuple[int, int]  # from this many samples on, this batch size
 POWERS = {"none": 0.0, "sqrt": 0.5, "linear": 1.0}
@@ -114,15 +113,15 @@ class BatchSizeSchedule:
             if not (isinstance(stage, Sequence) and len(stage) == 2):
                 raise ValueError(f"a stage is {stage!r}. Rule: (samples seen, batch size). Write [(0, 64), ...].")
             for name, number in zip(("the start of a stage", "a batch size"), stage, strict=True):
-                require_number(name, number, -np.inf, good=64, whole=True)
+                require_whole(name, number, -np.inf, good=64)
         for name, number in {"micro": micro, "total": micro if total is None else total}.items():
-            require_number(name, number, -np.inf, good=64, whole=True)
+            require_whole(name, number, -np.inf, good=64)
         self.stages = tuple((int(start), int(batch)) for start, batch in stages)
         starts = [start for start, _ in self.stages]
         if not starts or starts[0] != 0 or starts != sorted(set(starts)):
             raise ValueError(f"stages begin at {starts} samples. Rule: at 0, then ascending. Write [(0, 64), ...].")
-        require_number("world", world, 1, good=1, whole=True)
-        require_number("rank", rank, -np.inf, good=0, whole=True)
+        require_whole("world", world)
+        require_whole("rank", rank, -np.inf)
         if lr_scale not in tuple(POWERS):
             raise ValueError(f"unknown lr_scale {lr_scale!r}. Known: {', '.join(POWERS)}.")
         if not 0 <= rank < world:
@@ -143,7 +142,7 @@ class BatchSizeSchedule:
         >>> BatchSizeSchedule([(0, 4), (10, 16)], micro=4, total=30).batch_size(20)
         10
         """
-        require_number("seen", seen, 0, good=0, whole=True)
+        require_whole("seen", seen, 0)
         size = self._stage_size(seen)
         return size if self.total is None else min(size, self.total - seen)
 
@@ -211,7 +210,7 @@ class BatchSizeSchedule:
         if not (isinstance(state_dict, Mapping) and {"seen", "steps"} <= set(state_dict)):
             raise ValueError(f"the state is {state_dict!r}. Rule: what state_dict() gives, with seen and steps.")
         for name in ("seen", "steps"):
-            require_number(name, state_dict[name], -np.inf, good=0, whole=True)
+            require_whole(name, state_dict[name], -np.inf)
         seen, steps = int(state_dict["seen"]), int(state_dict["steps"])
         if seen < 0 or steps < 0 or (self.total is not None and seen > self.total):
             raise ValueError(f"the state has seen {seen} samples in {steps} steps. Rule: 0 to total = {self.total}.")
@@ -287,12 +286,9 @@ def two_stage(total: int, small: int, large: int, s: float, beta: float, noise: 
 
 
 def _require_law(total: Any, small: Any, large: Any, s: Any, beta: Any, noise: Any) -> None:
-    sizes = {"total": total, "small": small, "large": large, "s": s, "beta": beta, "noise": noise}
-    for name, number in sizes.items():
-        if isinstance(number, bool) or not isinstance(number, Real):
-            raise ValueError(f"{name} is {number!r}. Rule: a number. Fit it to your own loss curves.")
-    if not 0 < small <= large <= total < np.inf:
+    for name, size, good in (("total", total, 10**6), ("small", small, 64), ("large", large, 256)):
+        require_number(name, size, above=0, good=good)
+    if not small <= large <= total:
         raise ValueError(f"small {small}, large {large}, total {total}. Rule: 0 < small <= large <= total, finite.")
-    for name, value, least in (("s", s, 0), ("beta", beta, 1), ("noise", noise, 0)):
-        if not least < value < np.inf:
-            raise ValueError(f"{name} is {value}. Rule: above {least}, finite. Fit it to your own loss curves.")
+    for name, value, least, good in (("s", s, 0, 0.3), ("beta", beta, 1, 2.0), ("noise", noise, 0, 1.0)):
+        require_number(name, value, above=least, good=good, advice="Fit it to your own loss curves.")

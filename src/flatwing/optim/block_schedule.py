@@ -10,6 +10,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from typing_extensions import override
 
+from ..core import require_number
+
 
 def blockwise_factor(
     step: int, ratio: float, steps: int, *, warmup: int = 0, floor: float = 0.05, shape: str = "cosine"
@@ -44,8 +46,7 @@ class BlockwiseSchedule(LRScheduler):
     ) -> None:
         if not 0 <= warmup < steps:
             raise ValueError(f"warmup is {warmup} of {steps} steps. Rule: 0 <= warmup < steps. Common: 2 % of them.")
-        if not 0 <= floor <= 1:
-            raise ValueError(f"floor is {floor}. Rule: between 0 and 1, a fraction of lr. Common: 0.05.")
+        require_number("floor", floor, 0, 1, good=0.05, advice="It is a fraction of lr.")
         if shape not in ("cosine", "wsd"):
             raise ValueError(f"shape is {shape!r}. Known: 'cosine', 'wsd'.")
         self.steps, self.warmup, self.floor, self.shape = steps, warmup, floor, shape

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -11,9 +10,10 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from ..core import require_number
 from .block_rows import BlockRows
 from .blocks import Blocks, Entry, Rules, classify_blocks
-from .check import require_flag, require_number
+from .check import require_flag
 from .curvature import Forward
 from .groups import Groups, make_group
 from .registry import Method, add
@@ -131,9 +131,7 @@ def ratio_table(
     for block, ratio in ratios.items():
         if block not in PUBLISHED:
             raise ValueError(f"ratios has the block {block!r}. Known: {', '.join(PUBLISHED)}.")
-        require_number(f"the ratio of {block}", ratio, -math.inf, good=1.0)
-        if ratio <= 0:
-            raise ValueError(f"the ratio of {block} is {ratio}. Rule: a finite number above 0. Freeze a block instead.")
+        require_number(f"the ratio of {block}", ratio, above=0, good=1.0, advice="Or freeze the block.")
     if absent := [block for block in present if block not in ratios]:
         raise ValueError(
             f"ratios has no {', '.join(absent)}. Rule: every block of the model. Add {{{absent[0]!r}: 1.0}}; "

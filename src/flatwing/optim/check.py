@@ -4,52 +4,29 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from math import inf, isnan
-from numbers import Real
 from typing import Any
 
 import torch
 from torch import nn
 
-Range = tuple[int | float, int | float, int | float]  # least, most, and often right
+from ..core import require_number
+from ..core.limits import Limit
 
-
-def require_number(
-    name: str, value: Any, least: int | float, most: int | float = inf, *, good: int | float, whole: bool = False
-) -> None:
-    """Raise `ValueError` unless `value` is a finite number (a whole one with `whole`) from `least` to `most`.
-
-    `good` is a value that is often right. Cost: some comparisons, so it may stand in a step.
-
-    >>> require_number("share", 1.5, 0.0, 1.0, good=0.25)
-    Traceback (most recent call last):
-    ValueError: share is 1.5. Rule: a number from 0.0 to 1.0, such as 0.25. Nearest good value: 1.0.
-    """
-    real = issubclass(type(value), Real) and not isinstance(value, bool)  # those of numpy, too
-    # a comparison with NaN is never true
-    if real and least <= value <= most and value < inf and (not whole or value == int(value)):
-        return
-    kind = "a whole number" if whole else "a number"
-    bounds = f" from {least} to {most}" if most < inf else f", at least {least}" if least > -inf else ""
-    near: Any = good
-    if real and not isnan(value) and abs(value) < inf:
-        inside = min(max(value, least), most)
-        near = round(inside) if whole else inside
-    raise ValueError(f"{name} is {value!r}. Rule: {kind}{bounds}, such as {good}. Nearest good value: {near}.")
+Range = tuple[Limit, Limit, Limit]  # least, most, and often right
 
 
 def require_numbers(group: Mapping[str, Any], ranges: Mapping[str, Range]) -> None:
     """`require_number` for the settings of a group, each with the least, the most and a value that is often right.
 
-    >>> require_numbers({"chi": "two"}, {"chi": (1, inf, 2.0)})
+    >>> require_numbers({"chi": "two"}, {"chi": (1, 10, 2.0)})
     Traceback (most recent call last):
-    ValueError: chi is 'two'. Rule: a number, at least 1, such as 2.0. Nearest good value: 2.0.
+    ValueError: chi is 'two'. Rule: a number from 1 to 10, such as 2.0. Nearest good value: 2.0.
     """
     for name, (least, most, good) in ranges.items():
         require_number(name, group[name], least, most, good=good)
 
 
-def require_rate(value: Any, good: int | float = 1e-3) -> None:
+def require_rate(value: Any, good: Limit = 1e-3) -> None:
     """Raise `ValueError` unless `value` is a learning rate: a finite number that is not negative, or a tensor of one.
 
     >>> require_rate(torch.tensor(0.1))

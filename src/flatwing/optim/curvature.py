@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import nn
 from torch.optim import Optimizer
 
+from ..core import require_whole
 from .sharded import is_distributed
 
 Forward = Callable[[], torch.Tensor]
@@ -150,8 +151,7 @@ def _check(forwards: list[Forward], params: list[torch.Tensor], draws: int) -> N
         )
     if not params:
         raise ValueError("there are no parameters. Rule: at least one. Pass list(model.parameters()).")
-    if draws < 1:
-        raise ValueError(f"draws is {draws}. Rule: >= 1. Nearest good value: 1.")
+    require_whole("draws", draws)
     if any(p.is_complex() for p in params):
         raise ValueError("a parameter is complex. Rule: real ones. Take torch.view_as_real(p) as the parameter.")
 

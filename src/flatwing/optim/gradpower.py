@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from math import inf
-from numbers import Real
 from typing import Any, final
 
 import torch
@@ -13,8 +12,8 @@ from jaxtyping import Inexact
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from ..core import require_number
 from .boost import pieces, step_piece
-from .check import require_number
 from .memory import compiled, room
 from .registry import Method, add
 from .sharded import SUM, local, over_shards
@@ -162,8 +161,7 @@ def unit_of(group: dict[str, Any]) -> float:
 
 def _check(p: Any, unit: Any) -> None:
     require_number("p", p, 0.0, good=1.2)
-    if not (issubclass(type(unit), Real) and 0 < unit < inf):
-        raise ValueError(f"unit is {unit!r}. Rule: a size of gradient entries, finite and above 0. 1 is the paper's.")
+    require_number("unit", unit, above=0, good=1.0, advice="It is a size of gradient entries.")
 
 
 add(

@@ -10,8 +10,9 @@ from typing import Any, final
 from torch import nn
 from typing_extensions import override
 
+from ..core import require_number
 from .blocks import Rules, classify_blocks, nearest
-from .check import require_model, require_number, require_rules
+from .check import require_model, require_rules
 from .roles import Site, role_of, sites
 
 HIDDEN = frozenset({"qk", "vo", "ffn"})  # the blocks whose matrices Muon was made for

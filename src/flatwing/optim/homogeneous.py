@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from math import inf, log, sqrt
+from math import log, sqrt
 from typing import Any
 
 import torch
@@ -11,7 +11,8 @@ from jaxtyping import Float, Int
 from torch import nn
 from typing_extensions import override
 
-from .check import parameters_of, require_number, require_numbers, require_rate
+from ..core import require_number, require_whole
+from .check import parameters_of, require_rate
 from .degree import degree_of
 from .registry import Method, add
 from .sharded import SUM, global_norm, local, over_shards
@@ -196,12 +197,10 @@ def _check(group: Mapping[str, Any]) -> None:
             "Pass the model in place of its parameters, or measure homogeneity(model, batch)."
         )
     for name, least, good in (("degree", 1, 2), ("cycle", 2, 200), ("warmup", 0, 100)):
-        require_number(name, group[name], least, good=good, whole=True)
-    require_numbers(group, {"growth": (1, inf, 1.2), "tol": (0, 1, 0.05), "radius_cap": (1, inf, 1e6)})
-    if group["growth"] == 1:
-        raise ValueError(f"growth is {group['growth']}. Rule: above 1. Common: 1.2.")
-    if group["tol"] in (0, 1):
-        raise ValueError(f"tol is {group['tol']}. Rule: between 0 and 1. Common: 0.05.")
+        require_whole(name, group[name], least, good=good)
+    require_number("growth", group["growth"], above=1, good=1.2)
+    require_number("tol", group["tol"], above=0, below=1, good=0.05)
+    require_number("radius_cap", group["radius_cap"], 1, good=1e6)
     if group["normalize"] not in ("norm", "log"):
         raise ValueError(f"normalize is {group['normalize']!r}. Rule: 'norm' or 'log'. Common: 'norm'.")
 

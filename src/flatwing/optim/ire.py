@@ -13,9 +13,10 @@ from torch import nn, optim
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from ..core import require_number, require_whole
 from . import registry
 from .boost import Boost, boosted_step, decay_rate, pieces
-from .check import require_flag, require_number
+from .check import require_flag
 from .control import random_scores
 from .curvature import Forward, adam_second_moment, sampled_diagonal, squared_gradient
 from .quantile import kth_smallest
@@ -108,7 +109,8 @@ class IRE(Wrapper):
                 group.setdefault(name, first[name])
         super()._complete(group)
         for name, (least, most, good) in RANGES.items():
-            require_number(name, group[name], least, most, good=good, whole=isinstance(good, int))
+            check = require_whole if isinstance(good, int) else require_number
+            check(name, group[name], least, most, good=good)
         require_flag("boost_weight_decay", group["boost_weight_decay"])
         if group["mask"] not in MASKS:
             raise ValueError(f"mask is {group['mask']!r}. Rule: one of {', '.join(MASKS)}. Leave it out for 'auto'.")

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from typing_extensions import override
 
-from .check import require_number
+from ..core import require_number, require_whole
 from .sam import RECIPE, SharpnessAware
 from .shell import Closure, Wrapper
 
@@ -104,7 +104,7 @@ class Late(Wrapper):
     @override
     def _complete(self, group: dict[str, Any]) -> None:
         super()._complete(group)
-        require_number("start", group["late_start"], 0, good=0, whole=True)
+        require_whole("start", group["late_start"], 0)
 
     @property
     def method(self) -> Wrapper:
@@ -142,7 +142,7 @@ def learning_rates(schedule: Schedule, steps: int | None = None) -> list[float]:
     ([1.0, 0.75, 0.5, 0.5], 0)
     """
     if steps is not None:
-        require_number("steps", steps, 1, good=1000, whole=True)
+        require_whole("steps", steps, good=1000)
     if isinstance(schedule, np.ndarray | torch.Tensor):
         if schedule.ndim != 1:
             raise ValueError(f"the rates have shape {tuple(schedule.shape)}. Rule: one per step, 1 dimension.")

@@ -12,7 +12,8 @@ from torch import nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from .check import parameters_of, require_number, require_numbers, require_rate
+from ..core import require_number
+from .check import parameters_of, require_numbers, require_rate
 from .groups import make_group, muon_groups
 from .polar import MARGIN, SMALLEST, Quintic, newton_schulz, polar, span
 from .registry import Method, add
@@ -265,7 +266,7 @@ def _check(group: Mapping[str, Any]) -> None:
     if not isinstance(three, Sequence) or len(three) != 3 or isinstance(three, str):
         raise ValueError(f"ns_coefficients is {three!r}. Rule: three numbers, such as {MUON}.")
     for value, usual in zip(three, MUON, strict=True):
-        require_number("a number in ns_coefficients", value, -inf, good=usual)
+        require_number("a number in ns_coefficients", value, good=usual)
 
 
 def _make(model: nn.Module, base: Any, **settings: Any) -> Optimizer:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from itertools import islice
-from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from ..core import require_number, require_whole
 from .margin import MaxMargin, Rows, Vector, relative_gap, widest_margin
 from .margin_classes import Classes
 from .prgd import prgd
@@ -119,10 +119,8 @@ class MaxMarginClassifier(ClassifierMixin, BaseEstimator):
             raise ValueError(f"fit_intercept is {self.fit_intercept!r}. Rule: True or False. Take True.")
         if self.solver not in ("exact", "prgd"):
             raise ValueError(f"solver is {self.solver!r}. Rule: 'exact' or 'prgd'. Take 'exact'.")
-        if not (isinstance(self.tol, (int, float, np.floating)) and 0 <= float(self.tol) < 1):
-            raise ValueError(f"tol is {self.tol!r}. Rule: a number, 0 <= tol < 1, a relative gap. Take 1e-9.")
-        if isinstance(self.max_iter, bool) or not isinstance(self.max_iter, Integral) or self.max_iter < 1:
-            raise ValueError(f"max_iter is {self.max_iter!r}. Rule: a whole number, at least 1. Take 40000.")
+        require_number("tol", self.tol, 0, below=1, good=1e-9, advice="It is a relative gap.")
+        require_whole("max_iter", self.max_iter, good=40_000)
 
     def _hull(self, X: Any, labels: Any) -> tuple[Rows | Classes, Any, float]:
         """The problem, moved to the middle of the data (with an intercept) and scaled so that the largest norm is 1."""

@@ -10,6 +10,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import nn
 
+from ..core import require_number
 from .memory import compiled, room
 from .sharded import SUM, local, over_shards
 
@@ -206,7 +207,5 @@ def _buffers(model: nn.Module | None) -> list[tuple[nn.Module, str, torch.Tensor
 
 def check_radius(rho: float, eta: float = 0.0) -> None:
     """Raise `ValueError` unless both are finite and at least 0."""
-    if not 0 <= rho < inf:
-        raise ValueError(f"rho is {rho}. Rule: a distance, finite and at least 0. Begin with 0.05, adaptive with 0.5.")
-    if not 0 <= eta < inf:
-        raise ValueError(f"eta is {eta}. Rule: a size of weights, finite and at least 0. The paper takes 0.01.")
+    require_number("rho", rho, 0, good=0.05, advice="It is a distance; begin adaptive ones with 0.5.")
+    require_number("eta", eta, 0, good=0.01, advice="It is a size of weights.")

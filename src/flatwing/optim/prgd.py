@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import count, islice, pairwise
-from math import exp, isfinite
+from math import exp
 
 import numpy as np
 from jaxtyping import Float
 
+from ..core import require_number, require_whole
 from .margin import Hull, Soft, Vector, as_rows
 
 Data = Float[np.ndarray, "n d"] | Hull
@@ -87,16 +88,16 @@ def prgd(
     if schedule not in GROWTH:
         raise ValueError(f"schedule is {schedule!r}. Rule: one of {', '.join(GROWTH)}. Take 'adaptive'.")
     growth = GROWTH[schedule] if growth is None else growth
-    if not (isfinite(growth) and (growth > 0 if schedule == "poly" else growth > 1)):
-        raise ValueError(f"growth is {growth}. Rule: above 1 (a power above 0 for 'poly'). Take {GROWTH[schedule]}.")
-    if cycle < 2 or warmup < 1:
-        raise ValueError(f"cycle is {cycle}, warmup {warmup}. Rule: cycle >= 2, warmup >= 1. Take 5 and 100.")
+    power = schedule == "poly"
+    growth = require_number("growth", growth, above=0 if power else 1, good=GROWTH[schedule])
+    cycle, warmup = require_whole("cycle", cycle, 2, good=5), require_whole("warmup", warmup, good=100)
     hull = as_rows(z)
     lr = _step(hull, lr)
-    share, cap = _positive("share", share), _positive("radius_cap", radius_cap) / (hull.scale or 1.0)
+    share = require_number("share", share, above=0, good=0.3)
+    cap = require_number("radius_cap", radius_cap, above=0, good=1e12) / (hull.scale or 1.0)
     if schedule == "adaptive":
         return _warmed(hull, lr, warmup, lambda w: _adaptive(w, hull, lr, growth, cycle, share, cap))
-    return _warmed(hull, lr, warmup, lambda w: _scheduled(w, hull, lr, growth, cycle, cap, powers=schedule == "poly"))
+    return _warmed(hull, lr, warmup, lambda w: _scheduled(w, hull, lr, growth, cycle, cap, power))
 
 
 def at(run: Iterator[Vector], *steps: int) -> list[Vector]:
@@ -186,10 +187,4 @@ def _within(w: Vector, radius: float) -> Vector:
 
 def _step(hull: Hull, lr: float) -> float:
     """lr in units of the data, from units of 1 / max|z_i|^2."""
-    return _positive("lr", lr) / (hull.scale * hull.scale or 1.0)
-
-
-def _positive(name: str, value: float) -> float:
-    if not (value > 0 and isfinite(value)):
-        raise ValueError(f"{name} is {value}. Rule: positive and finite. Leave it out to take the default.")
-    return float(value)
+    return require_number("lr", lr, above=0, good=1.0) / (hull.scale * hull.scale or 1.0)

@@ -11,7 +11,8 @@ from torch import nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from .check import require_model, require_number
+from ..core import require_number
+from .check import require_model
 from .perturb import Reach, moved
 from .registry import Method, add
 from .shell import Closure, Wrapper

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from typing_extensions import override
 
+from ..core import require_number, require_whole
 from .blocks import Blocks, Entry, Part, classify_blocks
 from .curvature import Forward, sampled_diagonal
 from .rows import local_rows
@@ -65,8 +66,7 @@ def block_sharpness(
     """
     blocks = classify_blocks(model) if blocks is None else blocks
     params = [entry.parameter for entry in blocks]
-    if draws < 1:
-        raise ValueError(f"draws is {draws}. Rule: at least 1. Common: 20.")
+    require_whole("draws", draws, good=20)
     found: dict[str, list[float]] = {block: [] for block, count in blocks.counts.items() if count}
     for draw in range(draws):
         diagonal = sampled_diagonal(forward, params, seed=seed, step=draw, model=model)
@@ -99,11 +99,10 @@ def ratios_of(sharpness: Mapping[str, float], *, exponent: float = EXPONENT, cap
     >>> ratios_of({"norm": 16.0, "ffn": 4.0, "emb": 0.0})
     {'norm': 1.0, 'ffn': 2.0, 'emb': 10.0}
     """
-    if not exponent >= 0 or not 1 <= cap < math.inf:
-        raise ValueError(f"exponent is {exponent}, cap is {cap}. Rule: exponent >= 0, cap >= 1. Common: 0.5 and 10.")
+    require_number("exponent", exponent, 0, good=EXPONENT)
+    require_number("cap", cap, 1, good=CAP)
     for block, value in sharpness.items():
-        if not 0 <= value < math.inf:
-            raise ValueError(f"sharpness of {block} is {value}. Rule: finite, at least 0. Measure on a stable model.")
+        require_number(f"sharpness of {block}", value, 0, good=1.0, advice="Measure on a stable model.")
     top = max(sharpness.values(), default=0.0)
     if top == 0:
         raise ValueError("sharpness is 0 in all blocks. Rule: one above 0. Measure where the loss has a gradient.")

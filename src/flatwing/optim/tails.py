@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import nn
 
+from ..core import require_number, require_whole
+
 LEAST = 8  # batches: below, the standard error itself is a guess
 SHAPES = (0.2, 400.0)  # the range of shapes that is told apart; above it the noise is as good as uniform
 
@@ -84,8 +86,7 @@ def diagnose(
     >>> diagnose(model, batches, lambda model, x: model(x).square().mean()).verdict
     'not decided'
     """
-    if coordinates < 1:
-        raise ValueError(f"coordinates is {coordinates}. Rule: at least 1. Take 4096.")
+    require_whole("coordinates", coordinates, good=4096)
     params = [p for p in model.parameters() if p.requires_grad]
     if not params:
         raise ValueError("no parameter requires grad. Rule: a model that is trained. Unfreeze what shall be trained.")
@@ -192,8 +193,7 @@ def speed(p: float, a: float) -> float:
     def moment(s: float) -> float:  # log E|x|^s
         return lgamma((s + 1) / a) - lgamma(1 / a)
 
-    if p <= 0:
-        raise ValueError(f"p is {p}. Rule: above 0. The sign is the limit; take 1e-9.")
+    require_number("p", p, above=0, good=1.2, advice="The sign is the limit; take 1e-9 for it.")
     return exp(log(p) + moment(p - 1) + moment(2.0) / 2 - moment(2 * p) / 2)
 
 

@@ -11,6 +11,7 @@ from typing import final
 import numpy as np
 from jaxtyping import Bool, Float
 
+from ..core import require_number
 from .closed import Piece, Rest
 from .support import Support
 from .windows import SIDE, Curve, bit_of, curve_of
@@ -40,8 +41,7 @@ class Family:
 
     def __call__(self, eps: float) -> tuple[Float[np.ndarray, "_ _"], ...]:
         """The factors at one eps; raises `ValueError` unless 0 < eps < 1."""
-        if not 0 < eps < 1:
-            raise ValueError(f"eps is {eps}. Rule: between 0 and 1, small. Write family(1e-2).")
+        require_number("eps", eps, above=0, below=1, good=1e-2)
         factors = tuple(np.zeros(support.shape) for support in self.supports)
         for factor, terms in zip(factors, self.terms, strict=True):
             for row, column, scale, power in terms:

@@ -11,6 +11,7 @@ from typing import Any, final
 import numpy as np
 from jaxtyping import Bool
 
+from ..core import require_number
 from .closed import Piece, closed_because, rest_of
 from .diverging import Family
 from .support import Support
@@ -122,8 +123,7 @@ def weight_decay_cost(lam: float, family: Family | None = None) -> tuple[float, 
     >>> [round(weight_decay_cost(lam)[0], 4) for lam in (1e-3, 1e-6)]
     [0.126, 0.0126]
     """
-    if not 0 < lam < np.inf:
-        raise ValueError(f"lam is {lam}. Rule: a positive number, the factor of the squared norms. Write 1e-4.")
+    require_number("lam", lam, above=0, good=1e-4, advice="It is the factor of the squared norms.")
     c, d = 1.0, 4.0
     if family is not None:
         eps = 1e-3

@@ -9,7 +9,7 @@ from math import gcd
 from numbers import Integral
 from typing import NamedTuple
 
-from ..core import divisors
+from ..core import divisors, require_whole
 from .chain import Chain
 
 
@@ -29,8 +29,8 @@ def search_chains(m: int, n: int, budget: int | float, max_factors: int | None =
     limit = budget if isinstance(budget, Integral) else budget * m * n
     if not limit > 0:
         raise ValueError(f"budget={budget} allows no parameter. Rule: a share > 0 (float) or a count >= 1 (int).")
-    if max_factors is not None and max_factors < 1:
-        raise ValueError(f"max_factors={max_factors}. Rule: at least 1, or None for no limit.")
+    if max_factors is not None:
+        require_whole("max_factors", max_factors, good=4, advice="Or None, for no limit.")
     common = gcd(m, n)
     outer = [(a1, dL) for a1 in divisors(common) for dL in divisors(common // a1)]
     searches = [_best_first(m, n, limit, max_factors, a1, dL) for a1, dL in outer]

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool
 
-from .limits import require_whole
+from ..core import require_whole
 from .pattern import Pattern
 
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from ..core import Registry
+from ..core import Registry, require_whole
 
 
 class Model(nn.Module):
@@ -24,8 +24,8 @@ class Model(nn.Module):
     def __init__(self, **sizes: int) -> None:
         super().__init__()
         for name, size in sizes.items():
-            if not isinstance(size, bool) and size < 1:
-                raise ValueError(f"{name} is {size}. Rule: a whole number, at least 1.")
+            if not isinstance(size, bool):
+                require_whole(name, size)
         self._sizes = sizes
 
     def config(self) -> dict[str, int]:

@@ -8,6 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 from typing_extensions import override
 
+from ..core import require_whole
+
 
 class Block(nn.Module):
     """Pre-norm transformer block: x + o(attention(q, k, v)), then x + down(gelu(up)).
@@ -22,10 +24,8 @@ class Block(nn.Module):
 
     def __init__(self, width: int, heads: int, mlp: int = 4, *, causal: bool = False, bias: bool = False) -> None:
         super().__init__()
-        sizes = {"width": width, "heads": heads, "mlp": mlp}
-        for name, size in sizes.items():
-            if size < 1:
-                raise ValueError(f"{name} is {size}. Rule: a whole number, at least 1.")
+        for name, size in (("width", width), ("heads", heads), ("mlp", mlp)):
+            require_whole(name, size)
         if width % heads or (causal and width // heads % 2):
             even = " an even number of times" if causal else ""
             raise ValueError(

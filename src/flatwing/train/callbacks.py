@@ -15,9 +15,9 @@ from torch import nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from ..core import require_number, require_whole
 from ..nn import LayerPair
 from ..nn.wellposed import pair_names
-from ..optim.check import require_number
 from .distributed import launched
 from .guard import FactorWatch
 from .state import Metric
@@ -94,10 +94,8 @@ class DivergenceGuard(Callback):
     """
 
     def __init__(self, factor: float = 3.0, after: int = 20, pairs: Sequence[tuple[str, str] | LayerPair] = ()) -> None:
-        require_number("factor", factor, 1, good=3.0)
-        require_number("after", after, 0, good=20, whole=True)
-        if factor == 1:
-            raise ValueError(f"factor is {factor}. Rule: above 1. Write factor=3.0.")
+        require_number("factor", factor, above=1, good=3.0)
+        require_whole("after", after, 0, good=20)
         self.factor, self.after = factor, after
         self.pairs = pair_names(pairs)
         self._begin()

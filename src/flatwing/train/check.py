@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from ..optim.check import require_number
+from ..core import require_number, require_whole
 from ..optim.shell import needing_closure
 from .callbacks import Callback
 from .distributed import PARALLEL
@@ -33,15 +33,13 @@ def check_plan(settings: Mapping[str, Any], evaluated: bool) -> None:
     """
     for name, (least, good) in COUNTS.items():
         if not (settings[name] is None and name in OPTIONAL):
-            require_number(name, settings[name], least, good=good, whole=True)
+            require_whole(name, settings[name], least, good=good)
     for name, (most, good) in RATES.items():
         require_number(name, settings[name], 0, most, good=good)
     if "seed" in settings:
-        require_number("seed", settings["seed"], -inf, good=0, whole=True)
+        require_whole("seed", settings["seed"], -inf)
     if (clip := settings["clip"]) is not None:
-        require_number("clip", clip, 0, good=1.0)
-        if clip == 0:
-            raise ValueError(f"clip is {clip}. Rule: a norm above 0, or None to leave gradients alone. Write clip=1.0.")
+        require_number("clip", clip, above=0, good=1.0, advice="Or None, which leaves gradients alone.")
     for name, known in (("precision", PRECISIONS), ("keep", KEEPS), ("parallel", PARALLEL)):
         if settings[name] not in tuple(known):
             raise ValueError(f"unknown {name} {settings[name]!r}. Known: {', '.join(known)}.")

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from ..core import Registry
+from ..core import Registry, require_number
 from ..optim import (
     IRE,
     LITE,
@@ -27,7 +27,7 @@ from ..optim import (
     muon_groups,
     weight_decay_groups,
 )
-from ..optim.check import require_model, require_number, require_rate
+from ..optim.check import require_model, require_rate
 from .check import check_table
 
 REFUSED = {

@@ -11,8 +11,8 @@ import torch
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from ..core import require_number
 from ..optim import IRE, BatchSizeSchedule, Shell, late, perturbed
-from ..optim.check import require_number
 from .callbacks import Callback, Training
 
 
@@ -75,9 +75,7 @@ class SamPhase(Callback):
 
     def __init__(self, rho: float = 0.05, *, adaptive: bool = False, share: float = 1.0) -> None:
         require_number("share", share, 0, 1, good=0.25)
-        require_number("rho", rho, 0, good=0.05)
-        if rho == 0:
-            raise ValueError(f"rho is {rho}. Rule: a length above 0. Take 0.05.")
+        require_number("rho", rho, above=0, good=0.05)
         self.rho, self.adaptive, self.share = rho, adaptive, share
         self.start = 0
 

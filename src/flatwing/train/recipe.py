@@ -13,7 +13,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, TypeVar, Union, final, get_args, get_origin, get_type_hints
 
-from ..core import Registry
+from ..core import Registry, require_number, require_whole
 
 T = TypeVar("T")
 SUFFIX = ".toml"
@@ -205,14 +205,13 @@ def parse_recipe(table: Mapping[str, Any]) -> Recipe:
         ("evaluate_samples", run.evaluate_samples, 1),
         ("threads", run.threads, 1),
     ):
-        if value is not None and value < least:
-            rule = "not negative" if name in ("steps", "epochs") else "a whole number, at least 1"
-            raise ValueError(f"run.{name} is {value}. Rule: {rule}. Write run.{name}={max(least, 1)}.")
+        if value is not None:
+            require = require_number if name == "epochs" else require_whole
+            require(f"run.{name}", value, least, good=1)
     if run.batch_stages is not None and not (run.batch_stages and all(len(stage) == 2 for stage in run.batch_stages)):
         rule = "Rule: pairs of samples seen and batch size. Write [[0, 64], [10000, 256]]."
         raise ValueError(f"run.batch_stages is {run.batch_stages}. {rule}")
-    if not 0 <= run.seed < SEEDS:
-        raise ValueError(f"run.seed is {run.seed}. Rule: a whole number from 0 to {SEEDS - 1}. Write run.seed=0.")
+    require_whole("run.seed", run.seed, 0, SEEDS - 1)
     return recipe
 
 

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from torch import nn
 
-from ..core import divisors
+from ..core import divisors, require_number
 from ..nn import StructuredLayer, SwapReport, compress_, layer_from_config, replace_module
 from ..nn.recipe import Structure
 from ..structure import Chain
@@ -46,8 +46,7 @@ def structured(
     if (structure is None) == (budget is None):
         raise ValueError(f"structure is {structure!r} and budget is {budget!r}. Rule: one of them. Write budget=0.25.")
     if budget is not None:
-        if isinstance(budget, bool) or not isinstance(budget, int | float) or not 0 < budget < 1:
-            raise ValueError(f"budget is {budget!r}. Rule: a share of the parameters, above 0 and below 1. Write 0.25.")
+        require_number("budget", budget, above=0, below=1, good=0.25, advice="It is a share of the parameters.")
         structure = partial(_within, budget)
     report = compress_(model, cast(Structure, structure), where=where, skip=skip, heads=heads)
     for name in report.replaced:
