@@ -1,11 +1,17 @@
 """Time of the Triton kernels beside what torch offers on the same GPU, in the same process.
 
-    python benchmarks/gpu_multiply.py             # pairs, 40 single patterns, a training step: about fifteen minutes
-    python benchmarks/gpu_multiply.py --quick     # a few of each
+    python benchmarks/gpu_multiply.py               # pairs, 40 single patterns, training steps: at most nine minutes
+    python benchmarks/gpu_multiply.py --quick       # a few of each; nothing is written
+    compute-sanitizer --tool racecheck python benchmarks/gpu_multiply.py --quick
 
-Prints ratios (above 1: flatwing is faster) and the time over a copy of the activations, which is the physical limit.
-Writes benchmarks/results/gpu_multiply.json with the hardware, the date, and for each row what explains it: the tile,
-the bytes that must move, the operations, and the rates reached. Rows that we lose stay in. Needs a CUDA device.
+Prints ratios (above 1: flatwing is faster), the time over a copy of the activations, which is the physical limit, and
+which targets were met. Writes benchmarks/results/gpu_multiply.json with the hardware, the date, and for each row the
+error against float64, whether five runs gave the same bits (where they do not, there is a race), and what explains the
+time. Rows that we lose stay in. Needs a CUDA device.
+
+Made to run unattended: every case runs in a worker process, and one that fails, hangs or takes the device down with it
+is a row that says so, after which a new worker goes on; the file is written after each row; what there is no time for
+is listed. The status is 1 if a result was wrong.
 """
 
 from __future__ import annotations
@@ -13,193 +19,28 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import multiprocessing
 import platform
-import random
 import statistics
 import sys
+import time
 from collections.abc import Callable
-from math import gcd
 from pathlib import Path
 from typing import Any
 
+import gpu_cases
 import torch
+from gpu_cases import TARGETS, Case
+
+from flatwing.core import replacing
 
 RESULTS = Path(__file__).parent / "results"
-ROWS = 25088  # 196 tokens of 128 images: the batch of the Kronecker-sparse literature
-SIZES = (512, 768, 1024, 2048, 4096, 8192)
-
-
-def patterns(count: int) -> list[Any]:
-    """Patterns as in the literature (a, d from 1 to 128, b, c from 48 to 1024) that fit; the same ones each time."""
-    from flatwing import Pattern
-
-    everything = [
-        Pattern(a, b, c, d)
-        for a in (1, 2, 3, 4, 16, 64, 128)
-        for d in (1, 2, 3, 4, 16, 64, 128)
-        for b in (48, 64, 128, 256, 512, 1024)
-        for c in (48, 64, 128, 256, 512, 1024)
-        if b in (c, 4 * c) or c == 4 * b
-        if a * d * min(b, c) >= 512 and a * d * max(b, c) <= 16384
-    ]
-    return sorted(random.Random(0).sample(everything, count))
-
-
-def median(run: Callable[[], Any]) -> float:
-    """Median seconds of one call on the device, after warming up."""
-    from triton.testing import do_bench
-
-    return 1e-3 * float(do_bench(run, warmup=50, rep=200, return_mode="median"))
-
-
-def timed(methods: dict[str, Callable[[], Any]]) -> dict[str, Any]:
-    """Name -> seconds, or the reason why there are none."""
-    found: dict[str, Any] = {}
-    for name, run in methods.items():
-        try:
-            found[name] = median(run)
-        except Exception as error:  # a peer that cannot is a row of the result, too
-            found[name] = f"{type(error).__name__}: {str(error).splitlines()[0][:120] if str(error) else ''}"
-            torch.cuda.empty_cache()
-    return found
-
-
-def seconds(times: dict[str, Any], *names: str) -> float:
-    """The shortest time of those among these that ran, or NaN."""
-    return min((times[n] for n in names if isinstance(times.get(n), float)), default=float("nan"))
-
-
-def bsr(pattern: Any, w: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
-    """One factor as block-sparse rows with the vectors in columns, permuted so that its blocks are dense if d > 1."""
-    a, b, c, d = pattern
-    sparse = torch.block_diag(*w).to_sparse_bsr((gcd(b, c),) * 2)  # (a d b, a d c); the format wants square blocks
-
-    def run(x: torch.Tensor) -> torch.Tensor:
-        rows = len(x)
-        columns = x.view(rows, a, c, d).permute(1, 3, 2, 0).reshape(a * d * c, rows)
-        y = sparse @ columns
-        return y.view(a, d, b, rows).permute(3, 0, 2, 1).reshape(rows, a * b * d)
-
-    return run
-
-
-def single(pattern: Any, dtype: torch.dtype, rows: int) -> dict[str, Any]:
-    """One factor, forward: ours in both layouts, batched GEMM with permutations, block-sparse, einsum, dense."""
-    from flatwing.kernels.backend import BACKENDS
-    from flatwing.kernels.gpu import run as ours
-    from flatwing.structure.factor import embed
-
-    a, b, c, d = pattern
-    m, n = pattern.shape
-    w = torch.randn(a * d, b, c, device="cuda", dtype=dtype) / c**0.5
-    x, columns = torch.randn(rows, n, device="cuda", dtype=dtype), torch.randn(n, rows, device="cuda", dtype=dtype)
-    dense = embed(w.float().cpu(), pattern).to("cuda", dtype)
-    blocks, native = w.view(a, d, b, c), BACKENDS["bmm"]
-    times = timed(
-        {
-            "ours": lambda: ours.apply(x, w, pattern, False),
-            "ours batch-last": lambda: ours.apply(columns.T, w, pattern, True),
-            "bmm": lambda: (
-                (x.view(rows, a, c, d).permute(1, 3, 0, 2).reshape(a * d, rows, c) @ w.mT)
-                .view(a, d, rows, b)
-                .permute(2, 0, 3, 1)
-                .reshape(rows, m)
-            ),
-            "bmm batch-last": lambda: native.forward(columns, [w], (d,), True),
-            "einsum": lambda: torch.einsum("naxd,adyx->nayd", x.view(rows, a, c, d), blocks).reshape(rows, m),
-            "dense": lambda: torch.nn.functional.linear(x, dense),
-            "copy": lambda: x.clone(),
-        }
-    )
-    try:
-        block_sparse = bsr(pattern, w)
-        times |= timed({"bsr": lambda: block_sparse(x)})
-    except Exception as error:
-        times["bsr"] = f"{type(error).__name__}"
-    size = dtype.itemsize
-    moved, operations = size * (rows * (m + n) + pattern.nnz), 2 * rows * pattern.nnz
-    peers = ("bmm", "bsr", "einsum", "dense")
-    return {
-        "pattern": str(pattern),
-        "dtype": str(dtype).removeprefix("torch."),
-        "rows": rows,
-        "times": times,
-        "over bmm": seconds(times, "bmm") / seconds(times, "ours"),
-        "over the best peer": seconds(times, *peers) / seconds(times, "ours"),
-        "over the best peer, batch-last": seconds(times, "bmm batch-last") / seconds(times, "ours batch-last"),
-        "time / copy": seconds(times, "ours") / (seconds(times, "copy") * (m + n) / (2 * n)),
-        "counters": counters(("factor", (pattern,)), moved, operations, seconds(times, "ours")),
-    }
-
-
-def pair(n: int, blocks: int, rows: int, train: bool) -> dict[str, Any]:
-    """A Monarch pair in bfloat16: fused, as single factors, as batched GEMMs, dense; and what the model promised."""
-    from flatwing import Chain, Pattern, SparseProduct, kernels
-    from flatwing.kernels.backend import BACKENDS, Task
-    from flatwing.kernels.gpu import run as ours
-
-    dtype, size = torch.bfloat16, n // blocks
-    chain = Chain([Pattern(1, blocks, blocks, size), Pattern(blocks, size, size, 1)])
-    w = [torch.randn(p.blocks, p.b, p.c, device="cuda", dtype=dtype) / p.c**0.5 for p in chain]
-    x, grad = (torch.randn(rows, n, device="cuda", dtype=dtype) for _ in range(2))
-    dense = torch.randn(n, n, device="cuda", dtype=dtype) / n**0.5
-    depths, native = [p.d for p in chain], BACKENDS["bmm"]
-
-    def fused(y: torch.Tensor, *v: torch.Tensor) -> torch.Tensor:
-        return kernels.multiply(y, SparseProduct(chain, v), backend="triton")
-
-    def apart() -> torch.Tensor:
-        return ours.apply(ours.apply(x, w[1], chain[1], False), w[0], chain[0], False)
-
-    def step(forward: Callable[..., torch.Tensor], *leaves: torch.Tensor) -> Callable[[], Any]:
-        leaves = tuple(t.detach().requires_grad_() for t in leaves)
-        return lambda: torch.autograd.grad(forward(*leaves), leaves, grad)
-
-    methods: dict[str, Callable[[], Any]]
-    if train:
-        methods = {
-            "ours": step(fused, x, *w),
-            "bmm": step(lambda y, *v: native.forward(y, v, depths, False), x, *w),
-            "dense": step(torch.nn.functional.linear, x, dense),
-        }
-    else:
-        methods = {
-            "ours": lambda: fused(x, *w),
-            "two launches": apart,
-            "bmm": lambda: native.forward(x, w, depths, False),
-            "dense": lambda: torch.nn.functional.linear(x, dense),
-            "copy": lambda: x.clone(),
-        }
-    times = timed(methods)
-    task = Task(chain, rows, dtype, "cuda", train=train)
-    moved, operations = 2 * (2 * rows * n + chain.nnz), 2 * rows * chain.nnz
-    copy = seconds(times, "copy")
-    return {
-        "n": n,
-        "chain": str(chain),
-        "rows": rows,
-        "train": train,
-        "times": times,
-        "over dense": seconds(times, "dense") / seconds(times, "ours"),
-        "over bmm": seconds(times, "bmm") / seconds(times, "ours"),
-        "over the model": BACKENDS["triton"].seconds(task) / seconds(times, "ours"),
-        "time / copy": seconds(times, "ours") / copy,
-        "counters": counters(("pair", chain.patterns), moved, operations, seconds(times, "ours")),
-    }
-
-
-def counters(launch: tuple[str, Any], moved: int, operations: int, time: float) -> dict[str, Any]:
-    """What explains a time: least bytes and operations, rates reached, and the tiles that were chosen."""
-    from flatwing.kernels.gpu import tune
-
-    picked = [str(tile) for key, tile in tune._picked.items() if key[:2] == launch]
-    return {
-        "bytes": moved,
-        "operations": operations,
-        "bytes per second": moved / time,
-        "operations per second": operations / time,
-        "tiles": picked,
-    }
+START, CASE = 120.0, 75.0  # seconds that a worker may take to start, and for one case
+RATIOS = {
+    "pair": ("over dense", "over bmm", "over the roofline", "over the model", "time / copy"),
+    "step": ("over dense", "over bmm", "over the roofline", "over the model", "weights fused over apart"),
+    "single": ("over bmm", "over the best peer", "over the best peer, batch-last", "time / copy"),
+}
 
 
 def hardware() -> dict[str, Any]:
@@ -218,57 +59,171 @@ def hardware() -> dict[str, Any]:
     }
 
 
-def show(title: str, rows: list[dict[str, Any]], columns: tuple[str, ...], name: str) -> None:
-    print(f"\n{title}\n" + " ".join(f"{c:>30}" for c in (name, *columns)))
-    for row in rows:
-        print(" ".join([f"{row[name]!s:>30}", *(f"{row[c]:30.2f}" for c in columns)]))
-    for c in columns:
-        values = [row[c] for row in rows if row[c] == row[c]]
-        if values and c != "rows":
-            print(f"median of {c}: {statistics.median(values):.2f}")
+def serve(pipe: Any, greet: Callable[[], Any], measure: Callable[[Case], dict[str, Any]]) -> None:
+    """In the worker: answers each case with a row, until the device does not answer any more."""
+    pipe.send(greet())
+    while True:
+        case = pipe.recv()
+        try:
+            row = measure(case)
+        except Exception as error:
+            row = {"error": gpu_cases.said(error)}
+        try:
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+                torch.cuda.empty_cache()
+        except Exception as error:  # an address that does not exist: this process can do nothing more with the device
+            pipe.send(row | {"error": row.get("error", gpu_cases.said(error))})
+            return
+        pipe.send(row)
+
+
+class Worker:
+    """A process that measures; started when it is needed, and again after a case has ended it."""
+
+    def __init__(self, greet: Callable[[], Any] = hardware, measure: Callable[..., Any] = gpu_cases.measure) -> None:
+        self.jobs = (greet, measure)
+        self.process: Any = None
+        self.pipe: Any = None
+        self.greeting: Any = None
+        self.context = multiprocessing.get_context("spawn")
+
+    def row(self, case: Case, limit: float = CASE) -> dict[str, Any]:
+        """The row of a case, or one that says why there is none."""
+        try:
+            self._start()
+            self.pipe.send(case)
+            if not self.pipe.poll(limit):
+                raise TimeoutError(f"no result after {limit:.0f} seconds")
+            return self.pipe.recv()
+        except (OSError, EOFError) as error:  # TimeoutError is an OSError
+            code = self.stop()
+            text = gpu_cases.said(error) if isinstance(error, TimeoutError) else f"the worker ended with status {code}"
+            return {"error": text}
+
+    def _start(self) -> None:
+        if self.process is not None and self.process.is_alive():
+            return
+        self.stop()
+        self.pipe, theirs = self.context.Pipe()
+        self.process = self.context.Process(target=serve, args=(theirs, *self.jobs), daemon=True)
+        self.process.start()
+        theirs.close()
+        if not self.pipe.poll(START):
+            raise TimeoutError(f"the worker did not start in {START:.0f} seconds")
+        self.greeting = self.pipe.recv()
+
+    def stop(self) -> int | None:
+        """End the process if there is one; its status."""
+        if self.process is None:
+            return None
+        self.process.join(1.0)
+        self.process.kill()
+        self.process.join()
+        code, self.process = self.process.exitcode, None
+        return code
+
+
+def run(cases: list[Case], worker: Worker, seconds: float, write: Callable[[list[Any], Any], None]) -> list[Any]:
+    """Rows of all cases; those that would begin too late say so. Three failures to start in a row are the end."""
+    rows: list[dict[str, Any]] = []
+    begin, failures = time.monotonic(), 0
+    for case in cases:
+        spent = time.monotonic() - begin
+        if spent > seconds or failures == 3:
+            found = {"skipped": "no time left" if failures < 3 else "the worker does not start"}
+        else:
+            found = worker.row(case, min(CASE, max(10.0, seconds + 20 - spent)))
+            failures = 0 if worker.greeting else failures + 1
+        rows.append({**gpu_cases.label(case), **found, "after": round(time.monotonic() - begin, 1)})
+        correct = {True: "ok", False: "WRONG", None: f"not checked: {found.get('check')}"}[found.get("correct")]
+        state = found.get("error") or found.get("skipped") or correct
+        print(
+            f"{spent:6.0f} s  {rows[-1]['kind']:>6} {rows[-1]['chain']:>32} {rows[-1]['dtype']:>8} {state}", flush=True
+        )
+        write(rows, worker.greeting)
+    worker.stop()
+    return rows
+
+
+def measured(rows: list[dict[str, Any]], name: str) -> list[float]:
+    """The numbers of that name; rows without one, and ratios to something that did not run, are left out."""
+    return [row[name] for row in rows if isinstance(row.get(name), float) and row[name] == row[name]]
+
+
+def targets(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each target with what was reached; None where nothing was measured. Rows that miss it carry counters."""
+
+    def entry(
+        what: str, name: str, chosen: list[dict[str, Any]], how: Callable[[list[float]], float]
+    ) -> dict[str, Any]:
+        found = measured(chosen, name)
+        value = how(found) if found else None
+        met = None if value is None else value >= TARGETS[name]
+        return {"target": what, "at least": TARGETS[name], "reached": value, "rows": len(found), "met": met}
+
+    pairs = [row for row in rows if row["kind"] == "pair" and row["rows"] == gpu_cases.MANY]
+    wide = [row for row in pairs if row["n"] >= 1024]
+    single = [row for row in rows if row["kind"] == "single"]
+    half, full = ([row for row in single if row["dtype"] == kind] for kind in ("bfloat16", "float32"))
+    return [
+        entry("fused pair, many rows: worst share of the roofline", "over the roofline", pairs, min),
+        entry("fused pair, many rows, n >= 1024: worst over dense", "over dense", wide, min),
+        entry("one factor, bfloat16: median over bmm and permutations", "over bmm", half, statistics.median),
+        entry("one factor, float32: median over bmm and permutations", "over bmm", full, statistics.median),
+        entry("one factor, float32: median over the best peer", "over the best peer", full, statistics.median),
+    ]
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    for kind, names in RATIOS.items():
+        for dtype in ("bfloat16", "float32"):
+            chosen = [row for row in rows if row["kind"] == kind and row["dtype"] == dtype]
+            if not chosen:
+                continue
+            print(f"\n{kind}, {dtype}\n{'':32}{'rows':>7}" + "".join(f"{name[-24:]:>26}" for name in names))
+            for row in chosen:
+                numbers = "".join(f"{row[name]:26.2f}" if measured([row], name) else f"{'-':>26}" for name in names)
+                print(f"{row['chain']:32}{row['rows']:7}{numbers}  {row.get('error') or row.get('skipped') or ''}")
+            middle = (measured(chosen, name) for name in names)
+            print(f"{'median':39}" + "".join(f"{statistics.median(m):26.2f}" if m else f"{'-':>26}" for m in middle))
+    print()
+    for entry in targets(rows):
+        value = "not measured" if entry["reached"] is None else f"{entry['reached']:.2f}"
+        print(f"{entry['target']}: {value}, wanted {entry['at least']}, {entry['rows']} rows")
 
 
 def without_nan(value: Any) -> Any:
     """What JSON can hold: a ratio to something that did not run is null."""
     if isinstance(value, dict):
         return {key: without_nan(entry) for key, entry in value.items()}
-    if isinstance(value, list):
+    if isinstance(value, (list, tuple)):
         return [without_nan(entry) for entry in value]
     return None if isinstance(value, float) and value != value else value
+
+
+def save(rows: list[dict[str, Any]], greeting: Any) -> None:
+    """Everything so far, as one file."""
+    result = without_nan({"hardware": greeting, "targets": targets(rows), "rows": rows})
+    RESULTS.mkdir(exist_ok=True)
+    with replacing(RESULTS / "gpu_multiply.json") as temporary:
+        temporary.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a few sizes and patterns only; nothing is written")
-    quick = parser.parse_args().quick
+    parser.add_argument("--minutes", type=float, default=8.5, help="cases that would begin later are left out")
+    asked = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit(
             "this benchmark times CUDA kernels, and torch sees no CUDA device here. Run it on a machine with a GPU."
         )
-    torch.manual_seed(0)
-    result: dict[str, Any] = {"hardware": hardware(), "pairs": [], "single": []}
-    print(result["hardware"])
-    for train in (False, True):
-        found = [
-            pair(n, blocks, rows, train)
-            for n in (SIZES[2:4] if quick else SIZES)
-            for blocks in ([32] if quick else [16, 32, 64])
-            for rows in ([1 << 16] if quick else [1 << 7, 1 << 12, 1 << 16])
-        ]
-        result["pairs"] += found
-        title = f"Monarch pair, bfloat16, {'training step' if train else 'forward'}"
-        show(title, found, ("rows", "over dense", "over bmm", "time / copy"), "chain")
-    for dtype in (torch.bfloat16, torch.float32):
-        found = [single(p, dtype, ROWS) for p in patterns(4 if quick else 40)]
-        result["single"] += found
-        columns = ("over bmm", "over the best peer", "over the best peer, batch-last", "time / copy")
-        show(f"one factor, {dtype}, forward, {ROWS} rows", found, columns, "pattern")
-    if not quick:
-        from flatwing.core import replacing
-
-        RESULTS.mkdir(exist_ok=True)
-        with replacing(RESULTS / "gpu_multiply.json") as temporary:
-            temporary.write_text(json.dumps(without_nan(result), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    keep = (lambda rows, greeting: None) if asked.quick else save
+    rows = run(gpu_cases.cases(asked.quick), Worker(), 60 * asked.minutes, keep)
+    show(rows)
+    if any(row.get("correct") is False for row in rows):
+        sys.exit("some results were wrong, or not the same twice: see `errors` and `same bits` of their rows")
 
 
 if __name__ == "__main__":

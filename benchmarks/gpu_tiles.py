@@ -1,6 +1,7 @@
 """Makes the table of tiles that flatwing ships: candidates are compiled for sm_80 and sm_90, and must not spill.
 
-    python benchmarks/gpu_tiles.py        # no GPU needed; about ten minutes
+    python benchmarks/gpu_tiles.py                        # no GPU needed; about fifteen minutes
+    python benchmarks/gpu_tiles.py --kind pair_weights    # these only, the rest of the table stays
 
 Writes src/flatwing/kernels/gpu/tiles.json. What a tile needs hardly depends on the pattern, so each is compiled for a
 large pattern in all orientations, and for one whose sizes fit nothing: tiles that only spill there are marked.
@@ -80,10 +81,20 @@ PAIR = [
         *((64, 32, 32, 16, 16, 16), (128, 16, 16, 16, 16, 8), (128, 16, 16, 16, 16, 16)),
     )
 ]
+PAIR_WEIGHTS = [
+    (rows, outs, ins, groups, middle, warps, 2)
+    for middle, rows, outs, ins, groups, warps in (
+        *((16, 16, 16, 16, 16, 8), (16, 32, 16, 16, 16, 8), (16, 16, 32, 16, 16, 8), (16, 16, 16, 32, 16, 8)),
+        *((16, 16, 16, 16, 8, 8), (16, 16, 32, 32, 8, 8), (16, 32, 16, 32, 8, 8), (16, 32, 32, 16, 8, 8)),
+        *((16, 64, 16, 16, 8, 8), (32, 16, 16, 16, 8, 8), (32, 16, 32, 16, 8, 8), (32, 16, 16, 32, 8, 8)),
+        *((64, 16, 16, 16, 8, 8),),
+    )
+]
 CANDIDATES = {
     "factor": {"flat": FLAT, "deep": DEEP, "tiny": TINY},
     "weights": {"flat": FLAT_WEIGHTS, "deep": DEEP_WEIGHTS, "tiny": TINY_WEIGHTS},
     "pair": {"pair": PAIR},
+    "pair_weights": {"pair_weights": PAIR_WEIGHTS},
 }
 
 
@@ -96,11 +107,20 @@ def launches(kind: str, tile: Tile, dtype: torch.dtype, even: bool) -> Iterator[
     def rows(n: int, last: bool) -> torch.Tensor:
         return tensor(n, ROWS if even else 4099).T if last else tensor(ROWS, n)
 
+    m = tile.middle
+    left, right = (Pattern(1, 64, m, 64), Pattern(m, 64, 64, 1))
+    if not even:
+        left, right = (Pattern(1, 37, m - 1, 21), Pattern(m - 1, 21, 35, 1))
+    if kind == "pair_weights":
+        for one, other, last in ((left, right, False), (right.T, left.T, False), (left, right, True)):
+            shape = geometry(one, other)
+            assert shape is not None
+            w, v = (tensor(p.blocks, p.b, p.c) for p in (one, other))
+            parts = [torch.empty(8, *t.shape, device="meta") for t in (v, w)]
+            x, y = rows(other.shape[1], last), rows(one.shape[0], last)
+            yield launch.pair_weights_launch(x, y, v, w, (parts[0], parts[1]), shape, tile)
+        return
     if kind == "pair":
-        m = tile.middle
-        left, right = (Pattern(1, 64, m, 64), Pattern(m, 64, 64, 1))
-        if not even:
-            left, right = (Pattern(1, 37, m - 1, 21), Pattern(m - 1, 21, 35, 1))
         shape, back = geometry(left, right), geometry(right.T, left.T)
         assert shape is not None
         assert back is not None
@@ -143,15 +163,22 @@ def checked(numbers: str, kind: str, tile: Tile) -> list[Any] | None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, default=2, help="processes that compile (default: 2)")
+    parser.add_argument("--kind", choices=CANDIDATES, help="tiles of this kind only; the others stay as they are")
+    wanted = parser.parse_args()
     tasks = [
         (numbers, kind, Tile(kernel, *sizes))
         for numbers in ("half", "single", "tf32")
         for kind, kernels in CANDIDATES.items()
+        if wanted.kind in (None, kind)
         for kernel, all_sizes in kernels.items()
         for sizes in all_sizes
     ]
     table: dict[str, dict[str, list[Any]]] = {}
-    with ProcessPoolExecutor(parser.parse_args().workers) as pool:
+    if wanted.kind:
+        table = json.loads(TABLE.read_text(encoding="utf-8"))
+        for kinds in table.values():
+            kinds.pop(wanted.kind, None)
+    with ProcessPoolExecutor(wanted.workers) as pool:
         for (numbers, kind, tile), entry in zip(tasks, pool.map(checked, *zip(*tasks, strict=True)), strict=True):
             entries = table.setdefault(numbers, {}).setdefault(kind, [])
             if entry is None:

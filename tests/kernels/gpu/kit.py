@@ -17,7 +17,7 @@ from flatwing.structure.factor import apply_factor
 TOLERANCE = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 
 ROOM = "flatwing.kernels.gpu"
-HOLD_KERNELS = ("language", "factor", "pair", "weights", "launch", "run")
+HOLD_KERNELS = ("language", "factor", "pair", "pair_weights", "weights", "launch", "run")
 
 
 class Modules(NamedTuple):

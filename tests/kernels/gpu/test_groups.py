@@ -4,7 +4,8 @@ import torch
 
 from flatwing.kernels.backend import Task
 from flatwing.kernels.gpu.device import Device
-from flatwing.kernels.gpu.groups import backward_seconds, grouped, merges, runs
+from flatwing.kernels.gpu.groups import backward_grouped, grouped, merges, runs
+from flatwing.kernels.gpu.model import Choice, factor_choices, weights_choices
 from flatwing.structure import Chain, Pattern
 
 H100 = Device()
@@ -38,7 +39,38 @@ def test_fusing_saves_a_pass_over_memory() -> None:
 
 def test_backward_costs_more_than_forward() -> None:
     chain = Chain.parse("(1,32,32,32)(32,32,32,1)").patterns
-    assert backward_seconds(chain, 4096, "half", False, H100) > 2 * grouped(chain, 4096, "half", False, H100)[0]
+    assert backward_grouped(chain, 4096, "half", False, H100)[0] > 2 * grouped(chain, 4096, "half", False, H100)[0]
+
+
+def backward_sizes(text: str, rows: int = 1 << 16, last: bool = False) -> tuple[int, ...]:
+    return backward_grouped(Chain.parse(text).patterns, rows, "half", last, H100)[1]
+
+
+def test_the_values_of_a_small_pair_get_their_gradients_together() -> None:
+    assert backward_sizes("(1,16,16,16)(16,16,16,1)") == (2,)
+    assert backward_sizes("(2,2,2,256)(4,16,16,16)(64,16,16,1)") == (2, 1)
+
+
+def test_the_values_of_a_pair_get_their_gradients_apart_where_that_is_faster() -> None:
+    assert backward_sizes("(1,32,32,32)(32,32,32,1)") == (1, 1), "h and dh would be computed again for each tile"
+    assert backward_sizes("(1,64,64,64)(64,64,64,1)") == (1, 1), "the sums do not fit a chip"
+    assert backward_sizes("(1,15,16,16)(16,16,17,1)") == (1, 1), "addresses of odd sizes do not fit it either"
+    assert backward_sizes("(1,16,16,32)(16,16,16,2)") == (1, 1), "features that are not neighbours"
+    assert backward_sizes("(1,16,16,32)(16,16,16,2)", last=True) == (2,)
+
+
+def test_the_gradients_of_a_pair_save_passes_over_memory() -> None:
+    chain, rows = Chain.parse("(1,16,16,16)(16,16,16,1)").patterns, 1 << 16
+    apart = sum(choices[0].seconds for p in chain for choices in each_of(p, rows))
+    assert backward_grouped(chain, rows, "half", False, H100)[0] < 0.9 * (
+        apart + factor_choices(chain[1], rows, "half", False, H100)[0].seconds
+    )
+
+
+def each_of(pattern: Pattern, rows: int) -> list[tuple[Choice, ...]]:
+    """What the gradients of one factor take: of its values, and of its input."""
+    setup = (rows, "half", False, H100)
+    return [weights_choices(pattern, *setup), factor_choices(pattern.T, *setup)]  # type: ignore[arg-type]
 
 
 def test_runs_cover_the_chain_from_the_right() -> None:

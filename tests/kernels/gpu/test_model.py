@@ -9,8 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flatwing.kernels.gpu.device import Device, device_of
-from flatwing.kernels.gpu.model import factor_choices, pair_choices, splits_for, weights_choices
-from flatwing.kernels.gpu.tiles import Arithmetic, Tile
+from flatwing.kernels.gpu.geometry import geometry
+from flatwing.kernels.gpu.model import (
+    cuts,
+    factor_choices,
+    pair_choices,
+    pair_weights_choices,
+    splits_for,
+    weights_choices,
+)
+from flatwing.kernels.gpu.tiles import Arithmetic, Tile, pieces
 from flatwing.structure import Pattern
 
 H100 = Device()
@@ -71,6 +79,31 @@ def test_a_pair_holds_all_of_its_middle() -> None:
     assert pair_choices(Pattern(1, 32, 512, 32), Pattern(512, 32, 32, 1), 4096, "half", False, H100) == ()
 
 
+def test_the_gradients_of_a_pair_take_tiles_that_hold_its_middle_and_do_not_spill() -> None:
+    for blocks, last in ((16, False), (32, False), (16, True)):
+        pair = (Pattern(1, 32, blocks, 32), Pattern(blocks, 32, 32, 1))
+        chosen = pair_weights_choices(*pair, 4096, "half", last, H100)
+        assert chosen
+        assert all(blocks <= choice.tile.middle < 2 * blocks for choice in chosen)
+        assert [choice.seconds for choice in chosen] == sorted(choice.seconds for choice in chosen)
+        longer = pair_weights_choices(*pair, 65536, "half", last, H100)
+        assert longer[0].seconds > max(chosen[0].seconds, 65536 * 32 * (blocks + 32) * 2 / H100.memory)
+    for last in (False, True):
+        odd = pair_weights_choices(Pattern(1, 31, 16, 32), Pattern(16, 32, 32, 1), 4096, "half", last, H100)
+        assert not any(choice.tile.even for choice in odd)
+    assert pair_weights_choices(Pattern(3, 2, 2, 2), Pattern(2, 3, 2, 2), 4096, "half", False, H100) == ()
+
+
+def test_cuts_of_a_pair_are_programs() -> None:
+    pair = (Pattern(1, 64, 16, 32), Pattern(16, 32, 32, 1))
+    shape = geometry(*pair)
+    assert shape is not None
+    tile = Tile("pair_weights", 16, 16, 16, 8, 16)
+    assert cuts(shape, tile) == 4, "64 outputs; the inputs would be two"
+    # 4 tiles of groups, 4 cuts
+    assert splits_for(pair, 1 << 16, tile, H100) == pieces(4 * H100.processors, 16)
+
+
 def test_odd_sizes_take_no_tile_that_would_spill() -> None:
     odd = factor_choices(Pattern(3, 67, 53, 1), 4096, "half", False, H100)
     even = factor_choices(Pattern(3, 64, 64, 1), 4096, "half", False, H100)
@@ -81,11 +114,11 @@ def test_odd_sizes_take_no_tile_that_would_spill() -> None:
 def test_splits_fill_the_device_and_stay_cheap() -> None:
     tile = Tile("flat", 64, 64, 64)
     pattern = Pattern(64, 64, 64, 1)
-    splits = splits_for(pattern, 65536, tile, H100)
+    splits = splits_for((pattern,), 65536, tile, H100)
     assert 64 * splits >= 4 * H100.processors
-    assert splits_for(pattern, 64, tile, H100) == 1  # one tile of rows
+    assert splits_for((pattern,), 64, tile, H100) == 1  # one tile of rows
     # the parts, in float32, are at most a quarter of what is read anyway
-    assert splits_for(Pattern(1, 4096, 4096, 1), 4096, tile, H100) == 1
+    assert splits_for((Pattern(1, 4096, 4096, 1),), 4096, tile, H100) == 1
 
 
 def test_without_a_gpu_the_model_speaks_of_an_h100(monkeypatch: pytest.MonkeyPatch) -> None:

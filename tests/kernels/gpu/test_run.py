@@ -14,6 +14,7 @@ CHAINS = [
     Chain.butterfly(12),  # tiny blocks
     Chain.parse("(2,5,6,7)(6,14,3,1)").T,  # odd sizes, rank 2, the dual flavour
 ]
+WITH_PAIR = Chain.parse("(1,2,2,256)(2,16,16,16)(32,16,16,1)")  # the right two are fused
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
@@ -70,17 +71,54 @@ def test_one_row(interpreted: Modules) -> None:
     assert error(interpreted.run.forward(x, w, d, False), product(x, w, d)) < TOLERANCE[x.dtype]
 
 
-def test_the_gradient_of_x_alone_is_fused(interpreted: Modules, monkeypatch: pytest.MonkeyPatch) -> None:
-    kernels = []
-    launch = interpreted.launch.Launch
-    monkeypatch.setattr(launch, "run", lambda self: kernels.append(self.kernel.__name__))
+def test_parts_of_the_gradients_of_a_pair_are_added(interpreted: Modules, monkeypatch: pytest.MonkeyPatch) -> None:
+    summed = []
+    monkeypatch.setattr(interpreted.run, "_sum", lambda parts, dtype: summed.append(parts) or parts.sum(0).to(dtype))
+    x, w, d, grad = data(CHAINS[0], 300, torch.bfloat16, False)
+    _, gw = interpreted.run.backward(x, w, d, grad, False)
+    for found, right in zip(gw, gradients(x, w, d, grad)[1:], strict=True):
+        assert found.dtype == torch.bfloat16
+        assert error(found, right) < TOLERANCE[torch.bfloat16]
+    assert [parts.dtype for parts in summed] == [torch.float32] * 2
+    assert all(len(parts) > 1 for parts in summed)
+
+
+def test_gradients_of_a_pair_beside_another_factor(interpreted: Modules) -> None:
+    x, w, d, grad = data(WITH_PAIR, 3, torch.float32, False)
+    gx, gw = interpreted.run.backward(x, w, d, grad, False)
+    for found, right in zip((gx, *gw), gradients(x, w, d, grad), strict=True):
+        assert error(found, right) < TOLERANCE[x.dtype]
+
+
+@pytest.fixture
+def kernels(interpreted: Modules, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the kernels that would run, in their order; none does."""
+    found: list[str] = []
+    monkeypatch.setattr(interpreted.launch.Launch, "run", lambda self: found.append(self.kernel.__name__))
+    return found
+
+
+def test_the_gradient_of_x_alone_is_fused(interpreted: Modules, kernels: list[str]) -> None:
     _, w, d, grad = data(CHAINS[0], 19, torch.float32, False)
     interpreted.run.input_gradient(w, d, grad, False)
     assert kernels == ["pair"]
 
 
+@pytest.mark.parametrize("need_x", [False, True])
+def test_all_gradients_of_a_pair_are_two_launches(interpreted: Modules, kernels: list[str], need_x: bool) -> None:
+    x, w, d, grad = data(CHAINS[0], 19, torch.float32, False)
+    interpreted.run.backward(x, w, d, grad, False, need_x)
+    assert kernels == ["pair_weights", *["pair"] * need_x]
+
+
+def test_what_stands_before_a_pair_is_computed_fused(interpreted: Modules, kernels: list[str]) -> None:
+    x, w, d, grad = data(WITH_PAIR, 19, torch.float32, False)
+    interpreted.run.backward(x, w, d, grad, False)
+    assert kernels == ["pair", "tiny", "tiny", "pair_weights", "pair"]
+
+
 def test_no_gradient_of_x_is_computed_that_nobody_wants(interpreted: Modules, monkeypatch: pytest.MonkeyPatch) -> None:
-    chain = CHAINS[0]
+    chain = CHAINS[2]
     x, w, d, grad = data(chain, 19, torch.float32, False)
     applied = []
     apply = interpreted.run.apply
@@ -93,6 +131,7 @@ def test_no_gradient_of_x_is_computed_that_nobody_wants(interpreted: Modules, mo
 
 ON_GPU = [
     *CHAINS,
+    WITH_PAIR,
     Chain.parse("(1,32,32,32)(32,32,32,1)"),
     Chain.parse("(1,67,53,5)(1,265,37,1)"),
     Chain.butterfly(256),
@@ -140,7 +179,7 @@ def test_tiles_that_are_measured_compute_the_same(no_files: None) -> None:
     from flatwing.kernels.gpu.launch import apply_launches
     from flatwing.kernels.gpu.tiles import table
 
-    pattern = ON_GPU[3][0]
+    pattern = ON_GPU[4][0]
     x, w = vectors(1000, pattern.shape[1], torch.float16, False).cuda(), values(pattern, torch.float16).cuda()
     wanted = product(x.cpu(), [w.cpu()], [pattern.d])
     for tile in table("factor", "half"):

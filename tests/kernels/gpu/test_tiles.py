@@ -8,7 +8,7 @@ import torch
 from flatwing.kernels.gpu import ahead
 from flatwing.kernels.gpu.device import Device
 from flatwing.kernels.gpu.geometry import geometry
-from flatwing.kernels.gpu.model import factor_choices, pair_choices, weights_choices
+from flatwing.kernels.gpu.model import factor_choices, pair_choices, pair_weights_choices, weights_choices
 from flatwing.kernels.gpu.tiles import Arithmetic, Kind, Tile, arithmetic, table
 from flatwing.structure import Pattern
 
@@ -21,7 +21,7 @@ SMALL = {80: Device(capability=(8, 0), shared=163 * 1024), 90: Device()}
 @pytest.mark.parametrize("kind", get_args(Kind))
 def test_the_table_is_well_formed(kind: Kind, numbers: Arithmetic) -> None:
     tiles = table(kind, numbers)
-    kernels = {"pair"} if kind == "pair" else {"flat", "deep", "tiny"}
+    kernels = {kind} if kind.startswith("pair") else {"flat", "deep", "tiny"}
     assert {tile.kernel for tile in tiles} == kernels
     assert len(set(tiles)) == len(tiles)
     for tile in tiles:
@@ -51,7 +51,7 @@ def launch_of(kind: Kind, patterns: tuple[Pattern, ...], numbers: Arithmetic, ti
     dtype = DTYPES[numbers]
     m, n = patterns[0].shape[0], patterns[-1].shape[1]
     x, y = (tensor(k, ROWS, dtype=dtype).T if last else tensor(ROWS, k, dtype=dtype) for k in (n, m))
-    if patterns[0].a > patterns[-1].a:  # the gradient of a pair: the same values, transposed
+    if kind == "pair" and patterns[0].a > patterns[-1].a:  # the gradient of a pair: the same values, transposed
         w = [tensor(p.blocks, p.c, p.b, dtype=dtype).mT for p in patterns]
     else:
         w = [tensor(p.blocks, p.b, p.c, dtype=dtype) for p in patterns]
@@ -61,10 +61,13 @@ def launch_of(kind: Kind, patterns: tuple[Pattern, ...], numbers: Arithmetic, ti
         return launch.weights_launch(x, y, patterns[0].d, tensor(8, *w[0].shape, dtype=torch.float32), tile)
     shape = geometry(*patterns)
     assert shape is not None
+    if kind == "pair_weights":
+        left, right = (tensor(8, *v.shape, dtype=torch.float32) for v in w)
+        return launch.pair_weights_launch(x, y, w[1], w[0], (right, left), shape, tile)
     return next(launch.pair_launches(x, w[1], w[0], y, shape, tile))
 
 
-M32, M64 = [(Pattern(1, m, m, m), Pattern(m, m, m, 1)) for m in (32, 64)]
+M16, M32, M64 = [(Pattern(1, m, m, m), Pattern(m, m, m, 1)) for m in (16, 32, 64)]
 CASES: list[tuple[Kind, tuple[Pattern, ...], Arithmetic, bool]] = [
     ("factor", M64[1:], "half", False),
     ("factor", M64[:1], "half", False),
@@ -86,6 +89,10 @@ CASES: list[tuple[Kind, tuple[Pattern, ...], Arithmetic, bool]] = [
     ("pair", tuple(p.T for p in M32[::-1]), "half", False),
     ("pair", M32, "half", True),
     ("pair", M32, "single", False),
+    ("pair_weights", M16, "half", False),
+    ("pair_weights", M32, "half", False),
+    ("pair_weights", tuple(p.T for p in M16[::-1]), "half", False),
+    ("pair_weights", M16, "single", False),
 ]
 
 
@@ -94,8 +101,13 @@ CASES: list[tuple[Kind, tuple[Pattern, ...], Arithmetic, bool]] = [
 def test_the_first_choice_compiles_well(
     compiled: None, capability: int, kind: Kind, patterns: tuple[Pattern, ...], numbers: Arithmetic, last: bool
 ) -> None:
-    choices = {"factor": factor_choices, "weights": weights_choices, "pair": pair_choices}[kind]
-    tile = choices(*patterns, ROWS, numbers, last, SMALL[capability])[0].tile
+    choices = {
+        "factor": factor_choices,
+        "weights": weights_choices,
+        "pair": pair_choices,
+        "pair_weights": pair_weights_choices,
+    }
+    tile = choices[kind](*patterns, ROWS, numbers, last, SMALL[capability])[0].tile
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if numbers == "tf32" else "highest")
     try:

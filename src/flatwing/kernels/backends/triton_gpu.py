@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from ..backend import BACKENDS, Backend, Gradients, Task
 from ..gpu.device import device_of
-from ..gpu.groups import backward_seconds, grouped, merges
+from ..gpu.groups import backward_grouped, grouped, merges
 from ..gpu.tiles import arithmetic
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -41,7 +41,7 @@ class TritonGPU(Backend):
     def seconds(self, task: Task) -> float:
         last, numbers = task.layout == "batch-last", arithmetic(task.dtype)
         setup = (task.chain.patterns, max(task.rows, 1), numbers, last, device_of(None))
-        return grouped(*setup)[0] + (backward_seconds(*setup) if task.train else 0.0)
+        return grouped(*setup)[0] + (backward_grouped(*setup)[0] if task.train else 0.0)
 
     @override
     def merges(self, task: Task) -> tuple[int, ...]:

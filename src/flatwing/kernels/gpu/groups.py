@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 
 from ...structure import Chain, Pattern
 from .. import cost
 from ..backend import Task
 from .device import Device
-from .model import factor_choices, pair_choices, weights_choices
+from .model import Choice, factor_choices, pair_choices, pair_weights_choices, weights_choices
 from .tiles import Arithmetic, arithmetic
 
 Patterns = tuple[Pattern, ...]
@@ -27,24 +27,52 @@ def grouped(
     >>> grouped((Pattern(1, 32, 32, 32), Pattern(32, 32, 32, 1)), 4096, "half", False, device)[1]
     (2,)
     """
+    setup = (rows, numbers, last, device)
+    return _shortest(
+        len(patterns),
+        lambda at: factor_choices(patterns[at], *setup)[0].seconds,
+        lambda at: pair_choices(patterns[at], patterns[at + 1], *setup)[:1],
+    )
+
+
+@lru_cache(maxsize=1024)
+def backward_grouped(
+    patterns: Patterns, rows: int, numbers: Arithmetic, last: bool, device: Device
+) -> tuple[float, tuple[int, ...]]:
+    """Predicted seconds for all gradients, and the sizes of the groups whose factors get theirs in one launch.
+
+    For each group: its output again (that of the last one nobody needs), the gradient of its values, and that of its
+    input. A pair in one launch never writes what stands between its factors, which else is written and read twice.
+
+    >>> pair = (Pattern(1, 16, 16, 16), Pattern(16, 16, 16, 1))
+    >>> backward_grouped(pair, 1 << 16, "half", False, Device())[1]
+    (2,)
+    """
+    setup = (rows, numbers, last, device)
+
+    def passes(at: int, size: int) -> float:
+        part = patterns[at : at + size]
+        back = grouped(tuple(p.T for p in part[::-1]), *setup)[0]
+        return back + (grouped(part, *setup)[0] if at else 0.0)
+
+    def pair(at: int) -> list[Choice]:
+        found = pair_weights_choices(patterns[at], patterns[at + 1], *setup)[:1]
+        return [Choice(choice.seconds + passes(at, 2), choice.tile) for choice in found]
+
+    return _shortest(len(patterns), lambda at: weights_choices(patterns[at], *setup)[0].seconds + passes(at, 1), pair)
+
+
+def _shortest(
+    length: int, single: Callable[[int], float], pair: Callable[[int], Sequence[Choice]]
+) -> tuple[float, tuple[int, ...]]:
+    """The shortest way from right to left, by factors (their seconds) and pairs (at most one choice) at an index."""
     best: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]
-    order = patterns[::-1]
-    for end in range(1, len(order) + 1):
-        single = factor_choices(order[end - 1], rows, numbers, last, device)[0].seconds
-        options = [(best[-1][0] + single, (*best[-1][1], 1))]
-        if end > 1:
-            for seconds, _ in pair_choices(order[end - 1], order[end - 2], rows, numbers, last, device)[:1]:
-                options.append((best[-2][0] + seconds, (*best[-2][1], 2)))
+    for at in range(length - 1, -1, -1):
+        options = [(best[-1][0] + single(at), (*best[-1][1], 1))]
+        if len(best) > 1:
+            options += [(best[-2][0] + choice.seconds, (*best[-2][1], 2)) for choice in pair(at)]
         best.append(min(options))
     return best[-1]
-
-
-def backward_seconds(patterns: Patterns, rows: int, numbers: Arithmetic, last: bool, device: Device) -> float:
-    """Predicted seconds for both gradients: inputs of the factors again, then one gradient after the other."""
-    setup = (rows, numbers, last, device)
-    again = sum(factor_choices(p, *setup)[0].seconds for p in patterns[1:])
-    down = sum(factor_choices(p.T, *setup)[0].seconds for p in patterns)
-    return again + down + sum(weights_choices(p, *setup)[0].seconds for p in patterns)
 
 
 def runs(sizes: tuple[int, ...], length: int) -> Iterator[tuple[int, int]]:

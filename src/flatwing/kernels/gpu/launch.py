@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from . import factor, pair, weights
+from . import factor, pair, pair_weights, weights
 from .geometry import Geometry
 from .language import interpreted
+from .model import cuts
 from .tiles import Tile, arithmetic, pieces
 
 LARGEST_GRID = 2**31 - 1
@@ -60,10 +61,10 @@ def pair_launches(
             *(xs, first, second, ys, xs.shape[0]),
             *(shape.depth, shape.outer, shape.inputs, shape.middle, shape.groups, shape.outputs),
             *(*shape.block, *shape.t),
-            *(xs.stride(0), *(step * xs.stride(1) for step in shape.x)),
+            *_steps(xs, shape.x),
             *_strides(first, shape.first),
             *_strides(second, shape.second),
-            *(ys.stride(0), *(step * ys.stride(1) for step in shape.y)),
+            *_steps(ys, shape.y),
         )
         yield Launch(pair.pair, work * pieces(xs.shape[0], tile.rows), args, options)
 
@@ -84,6 +85,39 @@ def weights_launch(x: torch.Tensor, grad: torch.Tensor, d: int, parts: torch.Ten
     return Launch(kernel, work * splits, args, options)
 
 
+def pair_weights_launch(
+    x: torch.Tensor,
+    grad: torch.Tensor,
+    first: torch.Tensor,
+    second: torch.Tensor,
+    parts: tuple[torch.Tensor, torch.Tensor],
+    shape: Geometry,
+    tile: Tile,
+) -> Launch:
+    """parts (splits, a*d, b, c), of `first` and of `second` <- gradients of the values of a pair, one per run of rows.
+
+    x (rows, n) is what `first` was applied to, grad (rows, m) the gradient of what `second` gave; any strides. Parts
+    behind the last row are filled with zeros.
+    """
+    splits, rows = len(parts[0]), x.shape[0]
+    per_split = pieces(pieces(rows, splits), tile.rows) * tile.rows
+    sizes = {"BM": tile.rows, "BU": tile.middle, "BG": tile.depth, "BP": tile.ins, "BS": tile.outs}
+    kernel = pair_weights.pair_weights
+    args = (
+        *(x, grad, first, second, *parts, rows, per_split),
+        *(shape.depth, shape.outer, shape.inputs, shape.middle, shape.groups, shape.outputs),
+        *(*shape.block, *shape.t),
+        *_steps(x, shape.x),
+        *_steps(grad, shape.y),
+        *_strides(first, shape.first),
+        *_strides(second, shape.second),
+        *(parts[0].stride(0), *_strides(parts[0][0], shape.first)),
+        *(parts[1].stride(0), *_strides(parts[1][0], shape.second)),
+    )
+    programs = pieces(shape.groups, tile.depth) * cuts(shape, tile) * shape.outer * splits
+    return Launch(kernel, programs, args, _options(kernel, x.dtype, tile, **sizes))
+
+
 def _block_tiles(tile: Tile, blocks: int, d: int) -> int:
     if tile.kernel == "deep":
         return pieces(d, tile.depth) * (blocks // d)
@@ -95,6 +129,10 @@ def _options(kernel: Any, dtype: torch.dtype, tile: Tile, **sizes: int) -> dict[
     # fusing a product and a sum is said explicitly: what Triton does by default changes between its versions
     options = {"num_warps": tile.warps, "num_stages": tile.stages, "enable_fp_fusion": True}
     return {**sizes, "PRECISION": precision, "UP": interpreted(kernel), **options}
+
+
+def _steps(x: torch.Tensor, features: Sequence[int]) -> list[int]:
+    return [x.stride(0), *(step * x.stride(1) for step in features)]
 
 
 def _strides(w: torch.Tensor, steps: Sequence[tuple[int, int, int]]) -> list[int]:

@@ -11,23 +11,16 @@ from ..backend import chain_of
 from ..wisdom import rounded
 from .device import Device, device_of
 from .geometry import geometry
-from .groups import grouped, runs
-from .launch import apply_launches, pair_launches, weights_launch
-from .model import factor_choices, pair_choices, splits_for, weights_choices
+from .groups import backward_grouped, grouped, runs
+from .launch import apply_launches, pair_launches, pair_weights_launch, weights_launch
+from .model import factor_choices, pair_choices, pair_weights_choices, splits_for, weights_choices
 from .tiles import Arithmetic, Tile, arithmetic
 from .tune import tile_for
 
 
 def forward(x: torch.Tensor, factors: Sequence[torch.Tensor], depths: Sequence[int], last: bool) -> torch.Tensor:
     """x (rows, n) times the transposed product, (rows, m); both are views of columns if `last`."""
-    setup = _setup(x, last)
-    patterns = chain_of(factors, depths).patterns
-    for lo, hi in runs(grouped(patterns, *setup)[1], len(patterns)):
-        if lo == hi:
-            x = apply(x, factors[lo], patterns[lo], last)
-        else:
-            x = apply_pair(x, factors[lo], patterns[lo], factors[hi], patterns[hi], last)
-    return x
+    return _through(x, factors, chain_of(factors, depths).patterns, last)
 
 
 def backward(
@@ -38,16 +31,21 @@ def backward(
     last: bool,
     need_x: bool = True,
 ) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
-    """Gradients for x (if needed) and the factors. Nothing was saved: the inputs of the factors are computed again."""
+    """Gradients for x (if needed) and the factors. Nothing was saved: the inputs of the groups are computed again."""
     patterns = chain_of(factors, depths).patterns
-    inputs = [x]  # of the factors, that of the last factor first
-    for w, pattern in list(zip(factors, patterns, strict=True))[:0:-1]:
-        inputs.append(apply(inputs[-1], w, pattern, last))
+    groups = list(runs(backward_grouped(patterns, *_setup(x, last))[1], len(patterns)))
+    inputs = [x]  # of the groups, that of the last group first
+    for lo, hi in groups[:-1]:
+        inputs.append(_through(inputs[-1], factors[lo : hi + 1], patterns[lo : hi + 1], last))
     found = []
-    for w, pattern in zip(factors, patterns, strict=True):
-        found.append(weights_gradient(inputs.pop(), grad, pattern, last))
+    for lo, hi in reversed(groups):
+        values, part = factors[lo : hi + 1], patterns[lo : hi + 1]
+        if lo == hi:
+            found.append(weights_gradient(inputs.pop(), grad, part[0], last))
+        else:
+            found += pair_weights_gradient(inputs.pop(), grad, values, part, last)
         if need_x or inputs:
-            grad = apply(grad, w.mT, pattern.T, last)
+            grad = _through(grad, [w.mT for w in values[::-1]], tuple(p.T for p in part[::-1]), last)
     return (grad if need_x else None), found
 
 
@@ -56,6 +54,18 @@ def input_gradient(
 ) -> torch.Tensor:
     """Gradient for x alone: the transposed chain, fused where that is faster."""
     return forward(grad, [w.mT for w in reversed(factors)], list(reversed(depths)), last)
+
+
+def _through(
+    x: torch.Tensor, factors: Sequence[torch.Tensor], patterns: tuple[Pattern, ...], last: bool
+) -> torch.Tensor:
+    """x through a chain, two factors at a time where that is faster."""
+    for lo, hi in runs(grouped(patterns, *_setup(x, last))[1], len(patterns)):
+        if lo == hi:
+            x = apply(x, factors[lo], patterns[lo], last)
+        else:
+            x = apply_pair(x, factors[lo], patterns[lo], factors[hi], patterns[hi], last)
+    return x
 
 
 def apply(x: torch.Tensor, w: torch.Tensor, pattern: Pattern, last: bool) -> torch.Tensor:
@@ -101,7 +111,7 @@ def weights_gradient(x: torch.Tensor, grad: torch.Tensor, pattern: Pattern, last
     parts = {}
 
     def start(tile: Tile) -> None:
-        splits = splits_for(pattern, rows, tile, device)
+        splits = splits_for((pattern,), rows, tile, device)
         if splits not in parts:
             parts[splits] = x.new_empty(splits, *shape, dtype=torch.float32 if splits > 1 else x.dtype)
         weights_launch(x, grad, pattern.d, parts[splits], tile).run()
@@ -109,8 +119,42 @@ def weights_gradient(x: torch.Tensor, grad: torch.Tensor, pattern: Pattern, last
     choices = weights_choices(pattern, rows, numbers, last, device)
     tile = tile_for("weights", (pattern,), rows, x, last, choices, start)
     start(tile)
-    done = parts[splits_for(pattern, rows, tile, device)]
-    return done[0] if len(done) == 1 else done.sum(0).to(x.dtype)
+    return _sum(parts[splits_for((pattern,), rows, tile, device)], x.dtype)
+
+
+def pair_weights_gradient(
+    x: torch.Tensor, grad: torch.Tensor, factors: Sequence[torch.Tensor], patterns: tuple[Pattern, ...], last: bool
+) -> list[torch.Tensor]:
+    """Gradients (a*d, b, c) of the values of two factors in one launch, as a list of left and right.
+
+    From the input of the right one and the gradient of the output of the left one.
+    """
+    (left, right), (outer, inner) = factors, patterns
+    if not len(x):
+        return [w.new_zeros(w.shape) for w in factors]
+    rows, numbers, _, device = _setup(x, last)
+    shape = geometry(outer, inner)
+    assert shape is not None
+    parts: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def start(tile: Tile) -> None:
+        splits = splits_for((outer, inner), rows, tile, device)
+        if splits not in parts:
+            kind = torch.float32 if splits > 1 else x.dtype
+            parts[splits] = (
+                x.new_empty(splits, *right.shape, dtype=kind),
+                x.new_empty(splits, *left.shape, dtype=kind),
+            )
+        pair_weights_launch(x, grad, right, left, parts[splits], shape, tile).run()
+
+    choices = pair_weights_choices(outer, inner, rows, numbers, last, device)
+    tile = tile_for("pair_weights", (outer, inner), rows, x, last, choices, start)
+    start(tile)
+    return [_sum(done, x.dtype) for done in parts[splits_for((outer, inner), rows, tile, device)][::-1]]
+
+
+def _sum(parts: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return parts[0] if len(parts) == 1 else parts.sum(0).to(dtype)
 
 
 def _setup(x: torch.Tensor, last: bool) -> tuple[int, Arithmetic, bool, Device]:

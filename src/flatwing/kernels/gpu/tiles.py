@@ -14,7 +14,7 @@ from typing import Literal, final
 
 import torch
 
-Kind = Literal["factor", "weights", "pair"]
+Kind = Literal["factor", "weights", "pair", "pair_weights"]
 Arithmetic = Literal["half", "single", "tf32"]
 """16-bit numbers on tensor cores, float32 as IEEE demands, float32 rounded to tf32 on tensor cores."""
 
@@ -29,14 +29,14 @@ class Tile:
     """
 
     kernel: str
-    """"flat", "deep", "tiny" (see `factor`), or "pair"."""
+    """"flat", "deep", "tiny" (see `factor`), "pair" or "pair_weights"."""
     rows: int
     outs: int
     ins: int
     depth: int = 1
-    """Blocks at a time: indices k for "deep", blocks for "tiny", groups for "pair"."""
+    """Blocks at a time: indices k for "deep", blocks for "tiny", groups for pairs."""
     middle: int = 1
-    """For "pair": all of the middle index, rounded up."""
+    """For pairs: all of the middle index, rounded up."""
     warps: int = 4
     stages: int = 2
     even: bool = False
