@@ -52,6 +52,14 @@ def test_every_parameter_takes_part(name: str) -> None:
     assert [key for key, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
 
 
+def test_the_homogeneous_perceptron_has_no_biases_and_cuts_off_what_is_negative() -> None:
+    model = build_model("relu-mlp", SMALL["relu-mlp"])
+    assert list(model.state_dict()) == ["layers.0.weight", "layers.1.weight", "head.weight"]
+    layers = [p.detach() for p in model.parameters()]
+    x = torch.randn(3, 64)
+    torch.testing.assert_close(model(x), (x @ layers[0].T).relu().matmul(layers[1].T).relu() @ layers[2].T)
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_default_is_the_configuration_without_arguments(name: str) -> None:
     assert build_model(name, {}).config() == MODELS[name]().config()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 from math import sqrt
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from jaxtyping import Float
@@ -66,24 +66,29 @@ class ViT(Model):
 class MLP(Model):
     """Perceptron with `depth` hidden layers of `width`, GELU between: (batch, inputs) to (batch, classes) logits.
 
-    Inputs of other shapes are flattened; raises `ValueError` where they then are not `inputs` many.
+    Children may have another `activation`, or no `bias` anywhere. Inputs of other shapes are flattened; raises
+    `ValueError` where they then are not `inputs` many.
 
     >>> MLP(inputs=12, width=16, classes=3)(torch.zeros(5, 3, 4)).shape
     torch.Size([5, 3])
     """
 
+    activation: ClassVar[staticmethod[..., torch.Tensor]] = staticmethod(F.gelu)
+    bias: ClassVar[bool] = True
+
     def __init__(self, inputs: int = PIXELS, width: int = 256, depth: int = 2, classes: int = CLASSES) -> None:
         super().__init__(inputs=inputs, width=width, depth=depth, classes=classes)
         self.inputs = inputs
-        self.layers = nn.ModuleList(nn.Linear(n, m) for n, m in pairwise([inputs] + [width] * depth))
-        self.head = nn.Linear(width, classes)
+        sizes = pairwise([inputs] + [width] * depth)
+        self.layers = nn.ModuleList(nn.Linear(n, m, bias=self.bias) for n, m in sizes)
+        self.head = nn.Linear(width, classes, bias=self.bias)
 
     @override
     def forward(self, x: Float[torch.Tensor, "batch *shape"]) -> Float[torch.Tensor, "batch classes"]:
         """Logits of the classes."""
         x = flat(x, self.inputs)
         for layer in self.layers:
-            x = F.gelu(layer(x))
+            x = self.activation(layer(x))
         return self.head(x)
 
 
