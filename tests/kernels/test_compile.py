@@ -174,15 +174,15 @@ def test_fsdp2_trains_as_one_process(tmp_path: Path) -> None:
     assert out.count("sharded") == 2
 
 
-def test_a_frozen_product_compiles() -> None:
+def test_a_packed_product_compiles() -> None:
     code = """
     for case in CASES:
         torch._dynamo.reset()
-        frozen = kernels.Frozen(SparseProduct(case.chain, case.factors))
-        compiled = torch.compile(lambda x: frozen(x).square(), fullgraph=True, backend="aot_eager")
+        packed = kernels.Packed(SparseProduct(case.chain, case.factors))
+        compiled = torch.compile(lambda x: packed(x).square(), fullgraph=True, backend="aot_eager")
         for rows in (3, 9):
             x = torch.randn(rows, case.chain.shape[1], dtype=torch.float64)
-            same(compiled(x), frozen(x).square())
+            same(compiled(x), packed(x).square())
     print("compiled")
     """
     assert "compiled" in run(code)

@@ -7,7 +7,7 @@ from .api import explain as explain
 from .api import list_backends as list_backends
 from .api import multiply as multiply
 from .backend import BACKENDS as BACKENDS
-from .frozen import Frozen as Frozen
+from .packed import Packed as Packed
 from .plan import Plan as Plan
 
-__all__ = ["BACKENDS", "Advice", "Frozen", "Plan", "advise", "explain", "list_backends", "multiply"]
+__all__ = ["BACKENDS", "Advice", "Packed", "Plan", "advise", "explain", "list_backends", "multiply"]

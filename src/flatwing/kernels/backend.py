@@ -40,8 +40,8 @@ class Task:
     train: bool = False
     """Whether both gradients are counted in, too."""
     threads: int = 1
-    frozen: bool = False
-    """Whether the weights are prepared once, so that no call has to read, pack or merge them: see `Frozen`."""
+    packed: bool = False
+    """Whether the weights are prepared once, so that no call has to read, pack or merge them: see `Packed`."""
 
 
 class Gradients(NamedTuple):

@@ -61,7 +61,7 @@ TOGETHER = 1.4
 Measured with 2 and 4 threads on 4 cores: sums and copies of 128 MiB are 1.4 times as fast with either. Products of a
 matrix with one vector are as fast as with one thread, with 2 to 16 vectors the matrix is packed by one thread of two.
 """
-FROZEN = 1.2  # calls that a frozen product takes around its kernel
+PACKED = 1.2  # calls that a packed product takes around its kernel
 VIEW, RECORD = 4.5, 7.0  # calls that the views around a GEMM take, and what autograd records of one operation
 
 
@@ -188,8 +188,8 @@ def layer_seconds(m: int, n: int, task: Task) -> float:
 def overhead_seconds(task: Task, native: bool) -> float:
     """What `multiply` adds to every backend: checks, the plan, and what autograd records of compiled kernels."""
     machine = machine_of(task)
-    if task.frozen:
-        return FROZEN * machine.call
+    if task.packed:
+        return PACKED * machine.call
     if native:
         return 5.0 * machine.call
     return (5.5 + 6.5 * RECORD if task.train else 1.2) * machine.call

@@ -56,7 +56,7 @@ class Plan:
             "device": task.device,
             "layout": task.layout,
             "train": task.train,
-            "frozen": task.frozen,
+            "packed": task.packed,
             "threads": task.threads,
             "merged": list(self.merged),
             "seconds": self.seconds,
@@ -69,14 +69,14 @@ class Plan:
         }
 
     def __str__(self) -> str:
-        what = "training step" if self.task.train else "frozen forward" if self.task.frozen else "forward"
+        what = "training step" if self.task.train else "packed forward" if self.task.packed else "forward"
         source = "measured" if self.measured else "predicted"
         lines = [
             f"{self.backend}: {1e6 * self.seconds:.3g} us {source} for a {what} with {self.task.rows} rows of "
             f"{cost.dtype_name(self.task.dtype)} on {self.task.device}, {self.speedup:.2g}x dense; {self.reason}"
         ]
         if self.merged:
-            lines.append(f"  merged {'once' if self.task.frozen else 'first'}, exactly: {self.chain}")
+            lines.append(f"  merged {'once' if self.task.packed else 'first'}, exactly: {self.chain}")
         lines += [f"  {name}: {1e6 * t:.3g} us" for name, t in self.times if name != self.backend]
         lines += [f"  {name} skipped: {why}" for name, why in self.skipped]
         return "\n".join(lines)
@@ -139,7 +139,7 @@ def plan_for(task: Task, backend: str = "auto") -> Plan:
 @lru_cache(maxsize=4096)
 def _plan_for(task: Task, backend: str, _: int) -> Plan:
     known = wisdom.lookup(task)
-    if task.frozen:  # measured were calls that read, pack and merge
+    if task.packed:  # measured were calls that read, pack and merge
         known = {name: seconds for name, seconds in known.items() if name == "F.linear"}
     names = list(BACKENDS) if backend == "auto" else [backend]
     times: dict[str, float] = {}
@@ -174,7 +174,7 @@ def _prediction(backend: Backend, task: Task) -> float:
     if not merged:
         return calling + backend.seconds(task)
     running = backend.seconds(replace(task, chain=_merged_chain(task.chain, merged)))
-    return calling + running + (0.0 if task.frozen else cost.merging_seconds(task, merged))
+    return calling + running + (0.0 if task.packed else cost.merging_seconds(task, merged))
 
 
 @lru_cache(maxsize=1024)

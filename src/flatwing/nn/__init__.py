@@ -13,6 +13,8 @@ from .names import replace_module as replace_module
 from .sum import SumLinear as SumLinear
 from .swap import compress_ as compress_
 from .swap import densify_ as densify_
+from .swap import pack_ as pack_
+from .swap import unpack_ as unpack_
 from .swap_report import SwapReport as SwapReport
 from .swap_report import SwapRow as SwapRow
 from .wellposed import LayerPair as LayerPair

@@ -69,10 +69,14 @@ class StructuredLayer(nn.Module, abc.ABC):
                 f"x is {x.dtype}, this layer is {self.dtype}. Rule: one dtype; write x.to({self.dtype}), "
                 "or run under torch.autocast."
             )
-        y = self.multiply(x.reshape(-1, self.in_features) if x.numel() else x.new_empty(_rows(x), self.in_features))
-        if self.bias is not None:
-            y = y + self.bias.to(y.dtype)  # under autocast y has fewer digits than the bias, and keeps them
-        return y.reshape(*x.shape[:-1], self.out_features).contiguous()
+        if x.ndim == 2:
+            flat = x
+        else:
+            flat = x.reshape(-1, self.in_features) if x.numel() else x.new_empty(_rows(x), self.in_features)
+        y, bias = self.multiply(flat), self.bias
+        if bias is not None:  # under autocast y has fewer digits than the bias, and keeps them
+            y = y + (bias if bias.dtype is y.dtype else bias.to(y.dtype))
+        return (y if x.ndim == 2 else y.reshape(*x.shape[:-1], self.out_features)).contiguous()
 
     @property
     def nnz(self) -> int:

@@ -16,6 +16,7 @@ from ..factorize import factorize
 from ..kernels.api import apply
 from ..structure import Chain, SparseProduct
 from .base import LARGEST, LAYERS, StructuredLayer, flag, own, uniform_
+from .packed import PackedLayer, values_of
 
 
 @final
@@ -62,6 +63,7 @@ class StructuredLinear(StructuredLayer):
         place = self.factors[0].device
         self.register_buffer("perm_in", _permutation(perm_in, self.in_features, "perm_in", place))
         self.register_buffer("perm_out", _permutation(perm_out, self.out_features, "perm_out", place))
+        self._packed: PackedLayer | None = None
         self.reset_parameters()
 
     @classmethod
@@ -115,10 +117,39 @@ class StructuredLinear(StructuredLayer):
     @override
     def multiply(self, x: Num[torch.Tensor, "k n"]) -> Num[torch.Tensor, "k m"]:
         """x @ dense().T by the backend that `flatwing.kernels.explain` names."""
-        if self.perm_in is not None:
-            x = x.index_select(-1, self.perm_in)
-        x = apply(x, self.chain, list(self.factors))
-        return x if self.perm_out is None else x.index_select(-1, self.perm_out.argsort())
+        factors, perm_in, perm_out = values_of(self.factors), self.perm_in, self.perm_out
+        if self._packed is not None and self._packed.holds([*factors, perm_in, perm_out]):
+            return self._packed.product(x)
+        if perm_in is not None:
+            x = x.index_select(-1, perm_in)
+        x = apply(x, self.chain, factors)
+        return x if perm_out is None else x.index_select(-1, perm_out.argsort())
+
+    def pack(self) -> None:
+        """Prepare the weights for inference: calls that record no gradients of them use a copy that is packed once.
+
+        The copy is used as long as the weights are what they were: a step of an optimizer, `load_state_dict` or `to`
+        brings the ordinary way back, until the next `pack`. Only changes behind torch's back (writes to `.data`, or to
+        memory shared with numpy) are not seen: pack again after those. Memory: see `flatwing.kernels.Packed`.
+
+        >>> layer = StructuredLinear("butterfly(64)")
+        >>> layer.pack()
+        >>> x = torch.ones(2, 64)
+        >>> with torch.no_grad():
+        ...     y = layer(x)
+        >>> torch.allclose(y, layer(x), atol=1e-5)
+        True
+        """
+        self._packed = PackedLayer(self.product, [*values_of(self.factors), self.perm_in, self.perm_out])
+
+    def unpack(self) -> None:
+        """Forget what `pack` prepared, and free its memory."""
+        self._packed = None
+
+    @property
+    @override
+    def dtype(self) -> torch.dtype:
+        return values_of(self.factors)[0].dtype
 
     @override
     def reset_parameters(self) -> None:

@@ -1,4 +1,4 @@
-"""`compress_` and `densify_`: structured layers into a model and out of it again, in place."""
+"""`compress_` and `densify_`: structured layers into a model and out of it again; `pack_`: made ready for inference."""
 
 from __future__ import annotations
 
@@ -173,3 +173,36 @@ def _rows(infos: dict[str, LinearInfo], stays: dict[str, str | None], made: dict
 def describe(layer: StructuredLayer) -> str:
     """The structure of a layer in a few characters: a chain as it is written, otherwise the layer's own repr."""
     return str(layer.chain) if isinstance(layer, StructuredLinear) else repr(layer)
+
+
+def pack_(model: nn.Module) -> list[str]:
+    """Pack the weights of every `StructuredLinear` in a model for inference, in place; returns their names.
+
+    Nothing else changes: parameters, state and training are as before, see `StructuredLinear.pack`. `unpack_` frees the
+    memory. Raises `ValueError` for a model without such layers, or with weights that are inference tensors.
+
+    >>> model = nn.Sequential(StructuredLinear("butterfly(64)"), nn.ReLU())
+    >>> pack_(model), unpack_(model)
+    (['0'], ['0'])
+    """
+    layers = _chain_layers(model)
+    for layer in layers.values():
+        layer.pack()
+    return list(layers)
+
+
+def unpack_(model: nn.Module) -> list[str]:
+    """Undo `pack_`; returns the names of the layers. Raises `ValueError` for a model without such layers."""
+    layers = _chain_layers(model)
+    for layer in layers.values():
+        layer.unpack()
+    return list(layers)
+
+
+def _chain_layers(model: nn.Module) -> dict[str, StructuredLinear]:
+    found = {name: layer for name, layer in model.named_modules() if isinstance(layer, StructuredLinear)}
+    if not found:
+        raise ValueError(
+            f"this {type(model).__name__} has no StructuredLinear. Rule: a model that `compress_` changed."
+        )
+    return found

@@ -27,8 +27,8 @@ class Bmm(Backend):
 
     @override
     def seconds(self, task: Task) -> float:
-        # what is frozen to one matrix is for `dense`, which does not loop over factors
-        return native_seconds(task) + (call_seconds(task, 1) if task.frozen else 0.0)
+        # what is merged to one matrix is for `dense`, which does not loop over factors
+        return native_seconds(task) + (call_seconds(task, 1) if task.packed else 0.0)
 
     @override
     def merges(self, task: Task) -> tuple[int, ...]:
@@ -53,7 +53,7 @@ def best_merges(task: Task) -> tuple[int, ...]:
         for lo in range(hi):
             run = Chain(patterns[lo:hi])
             whole = run.pattern if run.chainable else run.T.pattern.T
-            inside = merge_seconds(task, patterns[lo:hi]) if hi - lo > 1 and not task.frozen else 0.0
+            inside = merge_seconds(task, patterns[lo:hi]) if hi - lo > 1 and not task.packed else 0.0
             seconds = best[lo][0] + inside + factor_seconds(whole, task)
             options.append((seconds, (*best[lo][1], *range(lo + 1, hi))))
         best.append(min(options))

@@ -26,7 +26,7 @@ class Dense(Backend):
 
     @override
     def seconds(self, task: Task) -> float:
-        return dense_seconds(task) + (0.0 if task.frozen else merge_seconds(task))
+        return dense_seconds(task) + (0.0 if task.packed else merge_seconds(task))
 
     @override
     def forward(

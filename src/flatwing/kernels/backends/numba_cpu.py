@@ -61,7 +61,7 @@ class NumbaCPU(Backend):
         dtype, last = _computed(task.dtype), task.layout == "batch-last"
         name, _ = _route(task.chain, dtype, last)
         found: float = _kernels(name).seconds(task.chain, task.rows, dtype, last, task.train, task.threads)
-        if task.frozen:
+        if task.packed:
             found -= _kernels(name).preparing_seconds(task.chain, dtype)
         if dtype != task.dtype:  # casts of what comes in and out
             found += 5e-6 + 1e-10 * task.rows * sum(task.chain.shape) * (3 if task.train else 1)

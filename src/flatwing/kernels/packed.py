@@ -1,4 +1,4 @@
-"""Frozen: a product whose weights no longer change, prepared once for all multiplications that follow."""
+"""Packed: a product whose weights no longer change, prepared once for all multiplications that follow."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _threads = torch.get_num_threads
 
 
 @final
-class Frozen:
-    """y = frozen(x) for x (..., n): `multiply` with a copy of the weights, read, merged and packed once.
+class Packed:
+    """y = packed(x) for x (..., n): `multiply` with a copy of the weights, read, merged and packed once.
 
-    What happens to the weights afterwards is not seen: freeze them again. Gradients reach x, not the weights. Few
+    What happens to the weights afterwards is not seen: pack them again. Gradients reach x, not the weights. Few
     vectors gain most, as no call reads, checks and packs each factor. Plans differ from those of `multiply`, too, where
     merging neighbours, or all factors to a dense matrix of m n numbers, is worth it only once.
 
@@ -30,8 +30,8 @@ class Frozen:
     is prepared when a number of vectors is met whose plan is new.
 
     >>> P = SparseProduct(Chain.butterfly(4), [torch.ones(2, 2, 2)] * 2)
-    >>> frozen = Frozen(P)
-    >>> P.factors[0].zero_().sum(), frozen(torch.ones(2, 4))
+    >>> packed = Packed(P)
+    >>> P.factors[0].zero_().sum(), packed(torch.ones(2, 4))
     (tensor(0.), tensor([[4., 4., 4., 4.],
             [4., 4., 4., 4.]]))
     """
@@ -47,6 +47,9 @@ class Frozen:
         self._is_matrix = not (product.batch or product.perm_in is not None or product.perm_out is not None)
         self._chosen: dict[tuple[int, int, int], Prepared] = {}
         self._prepared: dict[tuple[str, tuple[int, ...]], Prepared] = {}
+
+    def __reduce__(self) -> tuple[type[Packed], tuple[SparseProduct]]:
+        return Packed, (self.product,)  # what was prepared lies at addresses of this process
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -67,12 +70,12 @@ class Frozen:
         """The plan for so many vectors, with the time of one call.
 
         >>> P = SparseProduct(Chain.monarch(64, 64, blocks=8), [torch.ones(8, 8, 8)] * 2)
-        >>> Frozen(P).plan(1).backend
+        >>> Packed(P).plan(1).backend
         'dense'
         """
         rows, count = whole("batch", batch), whole("threads", _threads() if threads is None else threads)
         chain = Chain((p.a * prod(self.product.batch), p.b, p.c, p.d) for p in self.product.chain)
-        return plan_for(Task(chain, rows, self._dtype, self._device.type, threads=count, frozen=True))
+        return plan_for(Task(chain, rows, self._dtype, self._device.type, threads=count, packed=True))
 
     def _reads(self, x: torch.Tensor) -> bool:
         """Whether what was prepared can multiply x; `multiply` does the rest."""

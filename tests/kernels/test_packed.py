@@ -1,4 +1,4 @@
-"""A frozen product is `multiply` with a copy of the weights, wherever the call comes from."""
+"""A packed product is `multiply` with a copy of the weights, wherever the call comes from."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from flatwing import Chain, SparseProduct, kernels
-from flatwing.kernels import Frozen, wisdom
+from flatwing.kernels import Packed, wisdom
 from flatwing.kernels.backend import Task
 from flatwing.kernels.plan import plan_for
 from strategies import as_user
@@ -29,11 +29,11 @@ def vectors(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
 @pytest.mark.parametrize("text", CHAINS)
 def test_it_multiplies(text: str, dtype: torch.dtype) -> None:
     product = random_product(text, dtype)
-    frozen, wide = Frozen(product), torch.complex128 if dtype.is_complex else torch.float64
+    packed, wide = Packed(product), torch.complex128 if dtype.is_complex else torch.float64
     matrix = product.to(wide).dense()
     for shape in ((1,), (7,), (300,), (0,), (), (2, 3), (2, 0)):
         x = vectors(*shape, product.shape[1], dtype=dtype)
-        y = frozen(x)
+        y = packed(x)
         assert y.dtype == dtype
         assert y.shape == (*shape, product.shape[0])
         tolerance = {torch.bfloat16: 5e-2, torch.float64: 1e-12}.get(dtype, 1e-5)
@@ -42,12 +42,12 @@ def test_it_multiplies(text: str, dtype: torch.dtype) -> None:
 
 def test_weights_are_copied() -> None:
     product = random_product("butterfly(64)")
-    frozen, x = Frozen(product), vectors(3, 64)
-    want = frozen(x)
+    packed, x = Packed(product), vectors(3, 64)
+    want = packed(x)
     for w in product.factors:
         w.data.fill_(float("nan"))
-    assert torch.equal(frozen(x), want)
-    assert torch.equal(frozen(x[:1].expand(700, 64))[699], Frozen(frozen.product)(x[:1].expand(700, 64))[0])
+    assert torch.equal(packed(x), want)
+    assert torch.equal(packed(x[:1].expand(700, 64))[699], Packed(packed.product)(x[:1].expand(700, 64))[0])
 
 
 @pytest.mark.parametrize("which", [(True, False), (False, True), (True, True)])
@@ -59,24 +59,24 @@ def test_permutations(which: tuple[bool, bool]) -> None:
     )
     product = SparseProduct(plain.chain, plain.factors, perm_in, perm_out)
     for x in (vectors(5, 42), vectors(2, 3, 42), vectors(42)):
-        torch.testing.assert_close(Frozen(product)(x), kernels.multiply(x, product))
+        torch.testing.assert_close(Packed(product)(x), kernels.multiply(x, product))
 
 
 def test_a_batch_of_products() -> None:
     product = random_product("butterfly(16)", batch=(3,))
     x = vectors(3, 5, 16)
-    frozen = Frozen(product)
-    assert frozen.shape == (3, 16, 16)
-    torch.testing.assert_close(frozen(x), kernels.multiply(x, product))
+    packed = Packed(product)
+    assert packed.shape == (3, 16, 16)
+    torch.testing.assert_close(packed(x), kernels.multiply(x, product))
 
 
-def calls() -> dict[str, Callable[[Frozen, torch.Tensor], torch.Tensor]]:
-    def autocast(f: Frozen, x: torch.Tensor) -> torch.Tensor:
+def calls() -> dict[str, Callable[[Packed, torch.Tensor], torch.Tensor]]:
+    def autocast(f: Packed, x: torch.Tensor) -> torch.Tensor:
         with torch.autocast("cpu", torch.bfloat16):
             assert f(x).dtype == torch.bfloat16
             return f(x).float()
 
-    def traced(f: Frozen, x: torch.Tensor) -> torch.Tensor:
+    def traced(f: Packed, x: torch.Tensor) -> torch.Tensor:
         return torch.jit.trace(lambda x: f(x), (x,))(x)
 
     return {
@@ -101,7 +101,7 @@ def test_wherever_the_call_comes_from(way: str) -> None:
     product, x = random_product("butterfly(64)"), vectors(3, 64)
     call = calls()[way]
     want = call(lambda x: x @ product.to(x.dtype).dense().T, x.clone())  # type: ignore[arg-type]
-    got = call(Frozen(product), x.clone())
+    got = call(Packed(product), x.clone())
     tolerance = 1e-5 if way != "autocast" else 3e-2
     torch.testing.assert_close(got, want, rtol=tolerance, atol=tolerance * float(want.abs().max()))
 
@@ -109,51 +109,51 @@ def test_wherever_the_call_comes_from(way: str) -> None:
 def test_plans_count_no_preparation() -> None:
     product = random_product("butterfly(256)")
     for rows in (1, 16, 256):
-        assert Frozen(product).plan(rows).seconds < kernels.explain(product, rows).seconds
+        assert Packed(product).plan(rows).seconds < kernels.explain(product, rows).seconds
     dense = plan_for(Task(product.chain, 1), "dense")
-    frozen = plan_for(Task(product.chain, 1, frozen=True), "dense")
-    assert frozen.seconds < dense.seconds / 3
-    assert "frozen forward" in str(frozen)
-    assert frozen.as_dict()["frozen"] is True
+    packed = plan_for(Task(product.chain, 1, packed=True), "dense")
+    assert packed.seconds < dense.seconds / 3
+    assert "packed forward" in str(packed)
+    assert packed.as_dict()["packed"] is True
 
 
 def test_neighbours_are_merged_once(monkeypatch: pytest.MonkeyPatch) -> None:
     chain = Chain.parse("butterfly(64)")
-    whole = plan_for(Task(chain, 4, frozen=True), "bmm")
+    whole = plan_for(Task(chain, 4, packed=True), "bmm")
     assert whole.merged  # merging costs nothing here
     merges: list[object] = []
     merge = SparseProduct.merge
     monkeypatch.setattr(SparseProduct, "merge", lambda *a: merges.append(a) or merge(*a))
     product, x = random_product("butterfly(64)"), vectors(4, 64)
-    frozen = Frozen(product)
-    first = frozen(x)
+    packed = Packed(product)
+    first = packed(x)
     count = len(merges)
-    assert torch.equal(frozen(x), first)
+    assert torch.equal(packed(x), first)
     assert len(merges) == count
 
 
 def test_new_measurements_change_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was measured of calls that prepare says nothing of frozen ones, but of the dense layer it does."""
+    """What was measured of calls that prepare says nothing of packed ones, but of the dense layer it does."""
     product = random_product("butterfly(64)")
     known = {"numba": 1.0, "bmm": 1.0, "F.linear": 7.0}
     monkeypatch.setattr(wisdom, "lookup", lambda task: known)
     monkeypatch.setattr(wisdom, "version", lambda: -1)
-    plan = Frozen(product).plan(2)
+    plan = Packed(product).plan(2)
     assert plan.dense_seconds == 7.0
     assert plan.seconds < 1e-3
     assert not plan.measured
 
 
 def test_wrong_arguments() -> None:
-    frozen = Frozen(random_product("butterfly(64)"))
+    packed = Packed(random_product("butterfly(64)"))
     with as_user():
         with pytest.raises(TypeError, match=r"product is a Tensor. Rule: a SparseProduct"):
-            Frozen(torch.ones(4, 4))  # type: ignore[arg-type]
+            Packed(torch.ones(4, 4))  # type: ignore[arg-type]
         with pytest.raises(TypeError, match=r"x is a list. Rule: a torch tensor"):
-            frozen([1.0])  # type: ignore[arg-type]
+            packed([1.0])  # type: ignore[arg-type]
         with pytest.raises(ValueError, match=r"x is torch.int64. Rule: real or complex"):
-            frozen(torch.ones(3, 64, dtype=torch.int64))
+            packed(torch.ones(3, 64, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"x has shape \(3, 65\), the product has 64 columns"):
-        frozen(vectors(3, 65))
+        packed(vectors(3, 65))
     with pytest.raises(ValueError, match="batch"):
-        frozen.plan(0)
+        packed.plan(0)
