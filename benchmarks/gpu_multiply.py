@@ -31,6 +31,7 @@ from typing import Any
 import gpu_cases
 import torch
 from gpu_cases import TARGETS, Case
+from gpu_measure import said
 
 from flatwing.core import replacing
 
@@ -67,13 +68,13 @@ def serve(pipe: Any, greet: Callable[[], Any], measure: Callable[[Case], dict[st
         try:
             row = measure(case)
         except Exception as error:
-            row = {"error": gpu_cases.said(error)}
+            row = {"error": said(error)}
         try:
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
                 torch.cuda.empty_cache()
         except Exception as error:  # an address that does not exist: this process can do nothing more with the device
-            pipe.send(row | {"error": row.get("error", gpu_cases.said(error))})
+            pipe.send(row | {"error": row.get("error", said(error))})
             return
         pipe.send(row)
 
@@ -98,7 +99,7 @@ class Worker:
             return self.pipe.recv()
         except (OSError, EOFError) as error:  # TimeoutError is an OSError
             code = self.stop()
-            text = gpu_cases.said(error) if isinstance(error, TimeoutError) else f"the worker ended with status {code}"
+            text = said(error) if isinstance(error, TimeoutError) else f"the worker ended with status {code}"
             return {"error": text}
 
     def _start(self) -> None:
