@@ -1,32 +1,20 @@
 """What tests of several rooms share: random patterns and chains, dense definitions, errors as a user sees them."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import reduce
 from math import prod
 
-import jaxtyping
 import torch
 from hypothesis import strategies as st
 
 from flatwing import Chain, Pattern, SparseProduct
 from flatwing.core import divisors
+from flatwing.core.annotations import without_annotations
 
 small = st.integers(1, 3)
 
-
-@contextmanager
-def as_user() -> Iterator[None]:
-    """Without the type checks that only tests have, so that a wrong type meets the error that a user meets.
-
-    Strategies build their examples so, too: the checks sample with `random`, which hypothesis keeps for itself.
-    """
-    before = jaxtyping.config.jaxtyping_disable
-    jaxtyping.config.update("jaxtyping_disable", True)
-    try:
-        yield
-    finally:
-        jaxtyping.config.update("jaxtyping_disable", before)
+# Without the type checks that only tests have, a wrong type meets the error that a user meets. Strategies build their
+# examples so, too: the checks sample with `random`, which hypothesis keeps for itself.
+as_user = without_annotations
 
 
 @st.composite

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
-import jaxtyping
 from torch import fx, nn
 from torch.fx.proxy import TraceError
 from typing_extensions import override
+
+from ..core.annotations import without_annotations
 
 ABOUT_SHAPES = ("shape", "ndim", "dtype", "device", "is_cuda")  # attributes of tensors that depend on no value
 ASKS_SHAPES = ("size", "dim", "numel", "is_floating_point", "is_complex")
@@ -95,7 +95,7 @@ def paths(model: nn.Module, leaf: Callable[[nn.Module], bool]) -> Iterator[fx.Gr
     for _ in range(PATHS):
         tracer = _Path(leaf, answers)
         graph = None
-        with _without_annotations():
+        with without_annotations():
             try:
                 graph = tracer.trace(model)
             except TraceError:  # is a ValueError
@@ -117,13 +117,3 @@ def paths(model: nn.Module, leaf: Callable[[nn.Module], bool]) -> Iterator[fx.Gr
         raise TraceError(f"its questions about shapes have more than {PATHS} answers")
     if not found and refused is not None:
         raise refused
-
-
-@contextmanager
-def _without_annotations() -> Iterator[None]:
-    before = jaxtyping.config.jaxtyping_disable
-    jaxtyping.config.update("jaxtyping_disable", True)
-    try:
-        yield
-    finally:
-        jaxtyping.config.update("jaxtyping_disable", before)
