@@ -49,21 +49,29 @@ def digit_pair(a: int, b: int) -> np.ndarray:
     return z / np.linalg.norm(z, axis=1).max()
 
 
+def supporting(z: np.ndarray, w: np.ndarray) -> np.ndarray:
+    """The rows that support the margin of w, up to rounding."""
+    scores = z @ w
+    return z[scores <= scores.min() * (1 + 1e-9)]
+
+
+def error(w: np.ndarray, best: np.ndarray) -> float:
+    """How far the direction of w is from the best, of norm 1."""
+    return float(np.linalg.norm(w / np.linalg.norm(w) - best))
+
+
 def measure(name: str) -> dict[str, Any]:
     """Errors and gaps of all methods on "random 7" or "digits 4 9"."""
     kind, *numbers = name.split()
     z = random_problem(int(numbers[0])) if kind == "random" else digit_pair(int(numbers[0]), int(numbers[1]))
     steps = 40_000 if kind == "random" else 20_000
     best = widest_margin(z)
-    scores = z @ best.w
-    support = z[scores <= scores.min() * (1 + 1e-9)]
-    spans = bool(np.linalg.matrix_rank(support) == np.linalg.matrix_rank(z))
+    spans = bool(np.linalg.matrix_rank(supporting(z, best.w)) == np.linalg.matrix_rank(z))
     row: dict[str, Any] = {"problem": name, "steps": steps, "spans": spans, "gap_of_best": best.gap}
     runs = {"normalized": normalized_gd(z), "published": prgd(z, schedule="exp"), "adaptive": prgd(z)}
     for method, run in runs.items():
         (w,) = at(run, steps)
-        error = float(np.linalg.norm(w / np.linalg.norm(w) - best.w))
-        row[method] = {"error": error, "gap": (best.bound - margin(z, w)) / best.bound}
+        row[method] = {"error": error(w, best.w), "gap": (best.bound - margin(z, w)) / best.bound}
     return row
 
 

@@ -1,10 +1,6 @@
 import copy
-import importlib.util
 import math
-import sys
 from collections.abc import Callable
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -17,6 +13,9 @@ from torch.optim import lr_scheduler
 from flatwing.optim import SAM, GradPower, Late, late
 from flatwing.optim.late import learning_rates
 from flatwing.train.schedule import factor
+from scripts import benchmark
+
+SCRIPT = benchmark("late_sam")
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.25, 1 / 3, 0.5, 1.0])
@@ -191,27 +190,15 @@ def test_a_skipped_step_does_not_count() -> None:
     assert optimizer.on
 
 
-@pytest.fixture(scope="module")
-def benchmark() -> ModuleType:
-    path = Path(__file__).parents[2] / "benchmarks" / "late_sam.py"
-    spec = importlib.util.spec_from_file_location("late_sam", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # its dataclass looks itself up there
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_late_sam_is_as_flat_as_sam_on_digits(benchmark: ModuleType) -> None:
+def test_late_sam_is_as_flat_as_sam_on_digits() -> None:
     """The claim of the benchmark, on one seed of its small setting."""
-    sharp, flat, full = (benchmark.train_digits(s, 0, benchmark.SETTINGS["small"]) for s in (0.0, 0.3, 1.0))
+    sharp, flat, full = (SCRIPT.train_digits(s, 0, SCRIPT.SETTINGS["small"]) for s in (0.0, 0.3, 1.0))
     assert flat.gradients <= 0.65 * full.gradients
     assert flat.sharpness < 1.3 * full.sharpness
     assert full.sharpness < sharp.sharpness / 3
 
 
-def test_the_eigenvalue_is_that_of_the_whole_hessian(benchmark: ModuleType) -> None:
+def test_the_eigenvalue_is_that_of_the_whole_hessian() -> None:
     model = network()
     x, y = torch.randn(40, 6), torch.randint(3, (40,))
     names, values = zip(*model.named_parameters(), strict=True)
@@ -224,7 +211,7 @@ def test_the_eigenvalue_is_that_of_the_whole_hessian(benchmark: ModuleType) -> N
     flat = torch.cat([p.detach().flatten() for p in values])
     hessian = torch.autograd.functional.hessian(loss, flat)
     top = torch.linalg.eigvalsh(hessian)[-1].item()
-    assert benchmark.sharpness(model, x, y) == pytest.approx(top, rel=1e-3)
+    assert SCRIPT.sharpness(model, x, y) == pytest.approx(top, rel=1e-3)
 
 
 @pytest.mark.parametrize("kind", [np.array, torch.tensor])

@@ -7,33 +7,17 @@ from math import log, sqrt
 import numpy as np
 import pytest
 from scipy.optimize import minimize
-from sklearn.datasets import load_digits
 
 from flatwing.optim.margin import Rows, margin, widest_margin
 from flatwing.optim.prgd import at, gd, normalized_gd, prgd
+from scripts import benchmark
 
+SCRIPT = benchmark("max_margin")
+random_problem, digit_pair, error = SCRIPT.random_problem, SCRIPT.digit_pair, SCRIPT.error
 HALF = 0.5
 THREE = np.array([[HALF, sqrt(0.75)], [HALF, -sqrt(0.75)], [HALF, sqrt(0.75)]])  # widest: (1, 0), margin 1/2
 # of the random problems with seeds below 12, those in which ten rows support the margin, so that they span the data
 SPANNED = (0, 2, 4, 5, 6, 7, 8)
-
-
-def random_problem(seed: int) -> np.ndarray:
-    rng = np.random.default_rng(seed)
-    x = rng.standard_normal((40, 10))
-    z = np.sign(x @ rng.standard_normal(10))[:, None] * x
-    return z / np.linalg.norm(z, axis=1).max()
-
-
-def digit_pair(a: int, b: int) -> np.ndarray:
-    images, labels = load_digits(return_X_y=True)
-    of = (labels == a) | (labels == b)
-    z = np.where(labels[of] == a, 1.0, -1.0)[:, None] * images[of]
-    return z / np.linalg.norm(z, axis=1).max()
-
-
-def error(w: np.ndarray, best: np.ndarray) -> float:
-    return float(np.linalg.norm(w / np.linalg.norm(w) - best))
 
 
 def errors(run: Iterator[np.ndarray], *steps: int) -> list[float]:
@@ -68,13 +52,10 @@ def test_the_adaptive_schedule_is_exponential_too() -> None:
     assert distances[1] < 1e-3 * distances[0]
 
 
-def supporters(z: np.ndarray) -> int:
-    scores = z @ widest_margin(z).w
-    return int((scores <= scores.min() * (1 + 1e-9)).sum())
-
-
 def test_the_condition_is_met_by_the_problems_named() -> None:
-    assert tuple(seed for seed in range(12) if supporters(random_problem(seed)) == 10) == SPANNED
+    problems = [random_problem(seed) for seed in range(12)]
+    supports = [len(SCRIPT.supporting(z, widest_margin(z).w)) for z in problems]
+    assert tuple(seed for seed, count in enumerate(supports) if count == 10) == SPANNED
 
 
 @pytest.mark.parametrize("seed", SPANNED)
