@@ -3,38 +3,15 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 
-import numpy as np
 import torch
 
 from ...structure import Chain
-from ..backend import Gradients, resolved
-from . import blocks_backward, blocks_kernels, workers
+from ..backend import Gradients, Prepared
+from . import blocks_backward, blocks_kernels, blocks_rows, workers
+from .blocks_call import SCALARS, SECONDS, TAGS, WIDE, Call, call_of, place
 from .blocks_cost import seconds as seconds
-from .simd import vector_bytes
-from .tiles import UNIT
-
-SCALARS = {
-    torch.float32: np.float32(0),
-    torch.float64: np.float64(0),
-    torch.complex64: np.complex64(0),
-    torch.complex128: np.complex128(0),
-}
-WIDE = {dtype: vector_bytes() * (2 if dtype.is_complex else 1) for dtype in SCALARS}
-"""Bytes of a row of a tile: one vector, or one of real and one of imaginary parts."""
-
-SECONDS = {dtype: 5e-12 * dtype.itemsize * (2 if dtype.is_complex else 1) for dtype in SCALARS}
-"""Time of one multiplication in a large product, by which it is judged whether threads are worth waking."""
-
-TAGS = {
-    (dtype, row): (scalar,) * (row // UNIT)
-    for dtype, scalar in SCALARS.items()
-    for row in (WIDE[dtype] // 2, WIDE[dtype])
-    if row >= (2 * UNIT if dtype.is_complex else UNIT)
-}
-"""Tags of tiles, by type and bytes of a row; half vectors are for few rows."""
 
 
 def unsupported_because(chain: Chain, dtype: torch.dtype, rows: int, last: bool) -> str | None:
@@ -47,50 +24,6 @@ def unsupported_because(chain: Chain, dtype: torch.dtype, rows: int, last: bool)
         return None
     name = str(dtype).removeprefix("torch.")
     return f"{name} is not computed by the numba kernels; they take float32, float64, complex64 and complex128"
-
-
-class _Call(NamedTuple):
-    """The factors of one call, as the kernels read them, and the sizes of the memory they need."""
-
-    words: array[int]
-    weights: list[torch.Tensor]
-    """Kept alive while their addresses are in use."""
-    n: int
-    m: int
-    widest: int
-    """Largest number of rows or columns of a factor."""
-    inner: int
-    """Largest b or c."""
-    kept: int
-    """Entries of the inputs of all factors."""
-    nnz: int
-    """Weights of all factors."""
-
-
-def _call(factors: Sequence[torch.Tensor], depths: Sequence[int]) -> _Call:
-    words: array[int] = array("q")
-    weights: list[torch.Tensor] = []
-    n = m = widest = inner = kept = nnz = 0
-    for w, d in zip(reversed(factors), reversed(depths), strict=True):
-        if not w.is_contiguous() or w.is_complex() or w.is_neg():
-            w = resolved(w).contiguous()
-        weights.append(w)
-        blocks, b, c = w.shape
-        words.extend((w.data_ptr(), blocks // d, b, c, d, 0))
-        m, columns = blocks * b, blocks * c
-        n = n or columns
-        # this runs once per factor in every call: comparisons are cheaper than max()
-        if m > widest:
-            widest = m
-        if columns > widest:
-            widest = columns
-        if b > inner:
-            inner = b
-        if c > inner:
-            inner = c
-        kept += columns
-        nnz += columns * b
-    return _Call(words, weights, n, m, widest, inner, kept, nnz)
 
 
 HEAVY = 4 << 20
@@ -108,14 +41,6 @@ def _group(wanted: int, tiles: int, size: int) -> int:
     return max(1, min(wanted, tiles, TILES // size))
 
 
-def _rows(x: torch.Tensor) -> tuple[torch.Tensor, int, int]:
-    """x, or a copy whose last dimension is contiguous, its address, and the bytes from one row to the next."""
-    x = resolved(x)
-    if x.stride(1) != 1 and x.shape[1] > 1:
-        x = x.contiguous()
-    return x, x.data_ptr(), x.stride(0) * x.element_size()
-
-
 def _row(dtype: torch.dtype, rows: int) -> int:
     """Bytes of a row of the tiles for so many rows of x."""
     wide = WIDE[dtype]
@@ -131,27 +56,45 @@ def forward(
     >>> forward(torch.ones(1, 4), [torch.ones(2, 2, 2)] * 2, [2, 1], False, 1).tolist()
     [[4.0, 4.0, 4.0, 4.0]]
     """
-    return _run(_call(factors, depths), x, last, threads)
+    return _run(call_of(factors, depths), x, last, threads)
 
 
-def prepared(factors: Sequence[torch.Tensor], depths: Sequence[int]) -> Callable[[torch.Tensor, int], torch.Tensor]:
+def preparing_seconds(chain: Chain, dtype: torch.dtype) -> float:
+    """What `seconds` counts for reading where weights are, which `prepared` does once."""
+    return 1e-6 * len(chain)
+
+
+def prepared(factors: Sequence[torch.Tensor], depths: Sequence[int]) -> Prepared:
     """`forward` of rows with these weights, which nobody may change any more: a function of x and a number of threads.
 
     >>> prepared([torch.ones(2, 2, 2)] * 2, [2, 1])(torch.ones(1, 4), 1).tolist()
     [[4.0, 4.0, 4.0, 4.0]]
     """
-    call = _call(factors, depths)
-    return lambda x, threads: _run(call, x, False, threads)
+    call, dtype = call_of(factors, depths), factors[0].dtype
+    packed = blocks_rows.pack(call, dtype) if blocks_rows.packs(call.words, dtype, call.nnz) else None
+    return lambda x, threads: _run(call, x, False, threads, packed)
 
 
-def _run(call: _Call, x: torch.Tensor, last: bool, threads: int) -> torch.Tensor:
+def _run(
+    call: Call, x: torch.Tensor, last: bool, threads: int, packed: blocks_rows.Packed | None = None
+) -> torch.Tensor:
     words, weights, n, m, widest, inner, _, nnz = call
     rows = x.shape[1 if last else 0]
     y = x.new_empty((m, rows) if last else (rows, m))
     if rows == 0:
         return y
     dtype, item = x.dtype, x.element_size()
-    x, source, x_pitch = _rows(x)
+    if threads > 1:
+        threads = workers.useful(threads, rows * nnz * SECONDS[dtype])
+    numbers = rows * (n + m) // threads
+    if packed:
+        straight = blocks_rows.near(dtype, widest, numbers)
+    else:
+        straight = not last and blocks_rows.suits(words, dtype, nnz, widest, numbers)
+    if straight:
+        blocks_rows.forward(call, x, y, threads, packed)
+        return y
+    x, source, x_pitch = place(x)
     y_pitch = (rows if last else m) * item
     row = _row(dtype, rows)
     width = row // item
@@ -171,8 +114,6 @@ def _run(call: _Call, x: torch.Tensor, last: bool, threads: int) -> torch.Tensor
             table, table + 8 * width, tiles, widest, inner, group, heavy,
         )  # fmt: skip
 
-    if threads > 1:
-        threads = workers.useful(threads, rows * nnz * SECONDS[dtype])
     if threads == 1 or rows <= width:
         part(0, rows)
     else:
@@ -196,7 +137,7 @@ def backward(
     >>> grads.x.tolist(), grads.factors[0].tolist()
     ([[1.0, 1.0], [1.0, 1.0], [1.0, 1.0]], [[[3.0, 3.0]]])
     """
-    call = _call(factors, depths)
+    call = call_of(factors, depths)
     rows = x.shape[1 if last else 0]
     dtype, item = x.dtype, x.element_size()
     row = _row(dtype, rows)
@@ -206,8 +147,8 @@ def backward(
     sizes = [w.numel() for w in call.weights]
     sums = x.new_zeros((max(len(parts), 1), sum(sizes) if need_factors else 0))
     y = x.new_empty(((call.n, rows) if last else (rows, call.n)) if need_x else (0, 0))
-    x, source, x_pitch = _rows(x)
-    grad, given, g_pitch = _rows(grad)
+    x, source, x_pitch = place(x)
+    grad, given, g_pitch = place(grad)
     kept = 2 * call.widest + (call.kept if need_factors else 0)
     group = _group(NEIGHBOURS if last else 1, -(-rows // width), row * kept)
     lines = 2 * call.inner + group * kept
@@ -226,7 +167,9 @@ def backward(
             table, table + 8 * width, tiles, call.widest, call.inner, call.kept, group, need_x, need_factors,
         )  # fmt: skip
 
-    if parts:
+    if len(parts) == 1:  # starting one part by itself costs less
+        part(0, *parts[0])
+    elif parts:
         workers.run(part, [(number, *span) for number, span in enumerate(parts)])
     if not need_factors:
         return Gradients(y if need_x else None, None)

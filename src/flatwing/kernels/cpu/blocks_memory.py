@@ -88,51 +88,57 @@ def _join_some(tag, source, target, valid):
 @no_type_check
 def _turn_in(tag, x, pitch, n, start, rows, tile, table, zeros):
     """Read a tile of a batch-first tensor."""
-    row, real, parts = row_bytes(tag), real_bytes(tag), planes(tag)
-    width = row // (real * parts)
-    valid = min(width, rows - start)
-    # seen as real numbers, a complex matrix turns into rows of real and rows of imaginary parts
-    for r in range(width):
+    plane = row_bytes(tag) // planes(tag)
+    valid = min(lanes(tag), rows - start)
+    for r in range(lanes(tag)):
         put_word(tag, table + 8 * r, x + (start + r) * pitch if r < valid else zeros)
-    step, reals = lanes(tag), n * parts
-    for group in range(width // step):
-        target = tile + group * step * real
-        for k in range(0, reals - step + 1, step):
-            turn_in(tag, table + 8 * group * step, k * real, target + k * (row // parts), row // parts)
-        if reals >= step:
-            k = reals - step
-            if reals % step:
-                turn_in(tag, table + 8 * group * step, k * real, target + k * (row // parts), row // parts)
-        else:
-            for k in range(reals):
-                for r in range(step):
-                    source = word(tag, table + 8 * (group * step + r)) + k * real
-                    copy_real(tag, source, target + k * (row // parts) + r * real)
+    # seen as real numbers, a complex matrix turns into rows of real and rows of imaginary parts
+    turn_rows(tag, table, n * planes(tag), tile, plane)
 
 
 @compiled
 @no_type_check
 def _turn_out(tag, tile, y, pitch, m, start, rows, table, dump):
     """Write a tile of a batch-first tensor."""
-    row, real, parts = row_bytes(tag), real_bytes(tag), planes(tag)
-    width = row // (real * parts)
-    valid = min(width, rows - start)
-    for r in range(width):
+    plane = row_bytes(tag) // planes(tag)
+    valid = min(lanes(tag), rows - start)
+    for r in range(lanes(tag)):
         put_word(tag, table + 8 * r, y + (start + r) * pitch if r < valid else dump)
-    step, reals = lanes(tag), m * parts
-    for group in range(width // step):
-        source = tile + group * step * real
-        for k in range(0, reals - step + 1, step):
-            turn_out(tag, source + k * (row // parts), row // parts, table + 8 * group * step, k * real)
-        if reals >= step:
-            k = reals - step
-            if reals % step:
-                turn_out(tag, source + k * (row // parts), row // parts, table + 8 * group * step, k * real)
-        else:
-            for k in range(reals):
-                for r in range(step):
-                    target = word(tag, table + 8 * (group * step + r)) + k * real
-                    copy_real(tag, source + k * (row // parts) + r * real, target)
+    turn_back(tag, tile, plane, m * planes(tag), table)
+
+
+@compiled
+@no_type_check
+def turn_rows(tag, table, numbers, target, pitch):
+    """Transpose rows of so many real numbers, at the addresses in a table, into vectors `pitch` bytes apart."""
+    real, step = real_bytes(tag), lanes(tag)
+    for k in range(0, numbers - step + 1, step):
+        turn_in(tag, table, k * real, target + k * pitch, pitch)
+    if numbers >= step:
+        k = numbers - step
+        if numbers % step:
+            turn_in(tag, table, k * real, target + k * pitch, pitch)
+    else:
+        for k in range(numbers):
+            for r in range(step):
+                copy_real(tag, word(tag, table + 8 * r) + k * real, target + k * pitch + r * real)
+
+
+@compiled
+@no_type_check
+def turn_back(tag, source, pitch, numbers, table):
+    """Transpose so many vectors, `pitch` bytes apart, into rows at the addresses in a table."""
+    real, step = real_bytes(tag), lanes(tag)
+    for k in range(0, numbers - step + 1, step):
+        turn_out(tag, source + k * pitch, pitch, table, k * real)
+    if numbers >= step:
+        k = numbers - step
+        if numbers % step:
+            turn_out(tag, source + k * pitch, pitch, table, k * real)
+    else:
+        for k in range(numbers):
+            for r in range(step):
+                copy_real(tag, source + k * pitch + r * real, word(tag, table + 8 * r) + k * real)
 
 
 @compiled
