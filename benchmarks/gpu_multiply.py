@@ -2,7 +2,8 @@
 
     python benchmarks/gpu_multiply.py               # pairs, 40 single patterns, training steps: at most nine minutes
     python benchmarks/gpu_multiply.py --quick       # a few of each; nothing is written
-    compute-sanitizer --tool racecheck python benchmarks/gpu_multiply.py --quick
+    python benchmarks/gpu_multiply.py --check       # no times: only whether results are right, and the same each time
+    FLATWING_TUNE=0 compute-sanitizer --tool racecheck --target-processes all python benchmarks/gpu_multiply.py --check
 
 Prints ratios (above 1: flatwing is faster), the time over a copy of the activations, which is the physical limit, and
 which targets were met. Writes benchmarks/results/gpu_multiply.json with the hardware, the date, and for each row the
@@ -31,12 +32,14 @@ from typing import Any
 import gpu_cases
 import torch
 from gpu_cases import TARGETS, Case
+from gpu_compile import compile_all
 from gpu_measure import said
 
 from flatwing.core import replacing
 
 RESULTS = Path(__file__).parent / "results"
 START, CASE = 120.0, 75.0  # seconds that a worker may take to start, and for one case
+COMPILE = 150.0  # seconds; what is not compiled by then is compiled when it is needed
 RATIOS = {
     "pair": ("over dense", "over bmm", "over the roofline", "over the model", "time / copy"),
     "step": ("over dense", "over bmm", "over the roofline", "over the model", "weights fused over apart"),
@@ -125,7 +128,9 @@ class Worker:
         return code
 
 
-def run(cases: list[Case], worker: Worker, seconds: float, write: Callable[[list[Any], Any], None]) -> list[Any]:
+def run(
+    cases: list[Case], worker: Worker, seconds: float, write: Callable[[list[Any], Any], None], limit: float = CASE
+) -> list[Any]:
     """Rows of all cases; those that would begin too late say so. Three failures to start in a row are the end."""
     rows: list[dict[str, Any]] = []
     begin, failures = time.monotonic(), 0
@@ -134,7 +139,7 @@ def run(cases: list[Case], worker: Worker, seconds: float, write: Callable[[list
         if spent > seconds or failures == 3:
             found = {"skipped": "no time left" if failures < 3 else "the worker does not start"}
         else:
-            found = worker.row(case, min(CASE, max(10.0, seconds + 20 - spent)))
+            found = worker.row(case, min(limit, max(10.0, seconds + 20 - spent)))
             failures = 0 if worker.greeting else failures + 1
         rows.append({**gpu_cases.label(case), **found, "after": round(time.monotonic() - begin, 1)})
         correct = {True: "ok", False: "WRONG", None: f"not checked: {found.get('check')}"}[found.get("correct")]
@@ -215,14 +220,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a few sizes and patterns only; nothing is written")
     parser.add_argument("--minutes", type=float, default=8.5, help="cases that would begin later are left out")
+    parser.add_argument("--check", action="store_true", help="those of --quick without times; nothing is written")
     asked = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit(
             "this benchmark times CUDA kernels, and torch sees no CUDA device here. Run it on a machine with a GPU."
         )
-    keep = (lambda rows, greeting: None) if asked.quick else save
-    rows = run(gpu_cases.cases(asked.quick), Worker(), 60 * asked.minutes, keep)
-    show(rows)
+    from flatwing.kernels.gpu.device import device_of
+
+    begin, small = time.monotonic(), asked.quick or asked.check
+    keep = (lambda rows, greeting: None) if small else save
+    cases = gpu_cases.cases(small)
+    if asked.check:
+        rows = run(cases, Worker(measure=gpu_cases.only_checked), 60 * asked.minutes, keep, 60 * asked.minutes)
+    else:
+        compile_all(cases, device_of(0), COMPILE)
+        print(f"compiled in {time.monotonic() - begin:.0f} s", flush=True)
+        rows = run(cases, Worker(), 60 * asked.minutes - (time.monotonic() - begin), keep)
+    if not asked.check:
+        show(rows)
     if any(row.get("correct") is False for row in rows):
         sys.exit("some results were wrong, or not the same twice: see `errors` and `same bits` of their rows")
 

@@ -1,5 +1,7 @@
 """Gradients of the values of a pair in one launch, in the interpreter: orientations, cuts, splits, layouts, dtypes."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -70,3 +72,16 @@ def test_any_strides(interpreted: Modules) -> None:
     wanted = gradients(x, w, [p.d for p in chain], grad)[1:]
     for found, right in zip(parts(interpreted, x, w, grad, chain, 1), wanted, strict=True):
         assert error(found[0], right) < TOLERANCE[torch.float32]
+
+
+def test_offsets_beyond_32_bits(interpreted: Modules, tmp_path: Path) -> None:
+    # a sparse file: only what is touched takes room
+    step, chain = 2**30, Chain.parse("(1,3,2,2)(2,2,3,1)")
+    rows = torch.from_file(str(tmp_path / "rows"), shared=True, size=3 * step + 16, dtype=torch.float16)
+    x, grad = rows.as_strided((4, 6), (step, 1)), rows.as_strided((4, 6), (step, 1), 8)
+    for t in (x, grad):
+        t.copy_(torch.randn(t.shape))
+    w = [values(p, torch.float16) for p in chain]
+    wanted = gradients(x, w, [p.d for p in chain], grad)[1:]
+    for found, right in zip(parts(interpreted, x, w, grad, chain, 1), wanted, strict=True):
+        assert error(found[0], right) < TOLERANCE[torch.float16]

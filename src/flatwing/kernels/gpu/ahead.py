@@ -36,14 +36,16 @@ class Compiled(NamedTuple):
 def compile_for(capability: int, launch: Launch) -> Compiled:
     """Compile as the launcher would: arguments equal to 1 become constants, multiples of 16 are known to be such.
 
-    `capability` is 80 for sm_80, and so on. Tensors may be on the meta device. Cost: half a second.
+    So a launch on a device of that capability finds the result in Triton's cache on disk. `capability` is 80 for sm_80,
+    and so on. Tensors may be on the meta device. Cost: half a second.
     """
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    signature, constants, attributes = {}, {}, {}
+    signature, constants = {}, {}
     names = launch.kernel.arg_names
+    attributes: dict[tuple[int], list[Any]] = {(at,): [] for at in range(len(names))}
     for at, (name, arg) in enumerate(zip(names, launch.args, strict=False)):
         if isinstance(arg, int) and arg == 1:
             signature[name], constants[(at,)] = "constexpr", 1
