@@ -1,5 +1,7 @@
 """Gradients of a factor's values in the interpreter: splits of the rows, masks, layouts, dtypes."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -48,3 +50,15 @@ def test_each_part_has_its_rows(interpreted: Modules, kernel: str) -> None:
         wanted = gradients(x[lo : lo + 32], [values(pattern, x.dtype)], [pattern.d], grad[lo : lo + 32])[1]
         assert error(found[s], wanted) < TOLERANCE[torch.float32]
     assert (found[3] == 0).all()
+
+
+@pytest.mark.parametrize("kernel", TILES)
+def test_offsets_beyond_32_bits(interpreted: Modules, tmp_path: Path, kernel: str) -> None:
+    # a sparse file: only what is touched takes room
+    step, pattern = 2**30, Pattern(1, 4, 4, 1)
+    x = torch.from_file(str(tmp_path / "x"), shared=True, size=3 * step + 16, dtype=torch.float16)
+    x = x.as_strided((4, 4), (step, 1))
+    x.copy_(torch.randn(4, 4))
+    grad = torch.randn(4, 4).half()
+    wanted = gradients(x, [values(pattern, x.dtype)], [1], grad)[1]
+    assert error(parts(interpreted, x, grad, pattern, TILES[kernel], 1)[0], wanted) < TOLERANCE[torch.float32]

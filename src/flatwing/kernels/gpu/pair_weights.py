@@ -101,7 +101,7 @@ def pair_weights(
     second_sum = tl.full([BG, BS, BU], 0.0, tl.float32)
     end = tl.minimum((split + 1) * per_split, rows)
     for start in range(split * per_split, end, BM):
-        row = start + tl.arange(0, BM)
+        row = (start + tl.arange(0, BM)).to(tl.int64)
         has_row = row < end
         h = tl.full([BU, BM, BG], 0.0, tl.float32)
         for at in range(0, inputs, BP):

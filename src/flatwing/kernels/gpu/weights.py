@@ -56,7 +56,7 @@ def flat(
     end = tl.minimum((split + 1) * per_split, rows)
     acc = tl.full([BN, BC], 0.0, tl.float32)
     for start in range(split * per_split, end, BM):
-        row = start + tl.arange(0, BM)
+        row = (start + tl.arange(0, BM)).to(tl.int64)
         xs = tl.load(x + row[:, None] * x_row, mask=(row < end)[:, None] & (m < c)[None, :], other=0.0)
         gs = tl.load(grad + row[None, :] * grad_row, mask=(j < b)[:, None] & (row < end)[None, :], other=0.0)
         if UP:
@@ -106,7 +106,7 @@ def deep(
     end = tl.minimum((split + 1) * per_split, rows)
     acc = tl.full([DK, BN, BC], 0.0, tl.float32)
     for start in range(split * per_split, end, BM):
-        row = start + tl.arange(0, BM)
+        row = (start + tl.arange(0, BM)).to(tl.int64)
         inside = (row < end)[:, None, None] & (k < d)[None, None, :]
         xs = tl.load(x + row[:, None, None] * x_row, mask=inside & (m < c)[None, :, None], other=0.0)
         gs = tl.load(grad + row[:, None, None] * grad_row, mask=inside & (j < b)[None, :, None], other=0.0)
@@ -158,7 +158,7 @@ def tiny(
     end = tl.minimum((split + 1) * per_split, rows)
     acc = tl.full([BM, BN, DK], 0.0, tl.float32)
     for start in range(split * per_split, end, BM):
-        row = (start + tl.arange(0, BM))[:, None, None]
+        row = (start + tl.arange(0, BM)).to(tl.int64)[:, None, None]
         inside = (row < end) & (q < blocks)[None, None, :]
         xs = tl.load(x + row * x_row, mask=inside, other=0.0).to(tl.float32)
         acc += xs * tl.load(grad + row * grad_row, mask=inside & (j < b)[None, :, None], other=0.0).to(tl.float32)
