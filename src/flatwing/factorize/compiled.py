@@ -53,6 +53,22 @@ def loops() -> ModuleType | None:
 
 
 @lru_cache(maxsize=len(NUMPY))
+def of_any_rank(dtype: torch.dtype) -> Callable[..., int] | None:
+    """The compiled step of rank r > 1, or None where it cannot be had: only who needs it waits until it is compiled."""
+    if not works(dtype):
+        return None
+    try:
+        from .compiled_rank_steps import run as step
+
+        example = program.blockwise(1, 3, 3, 2)
+        work = np.empty(example.entries, NUMPY[dtype])
+        step(np.zeros(9, NUMPY[dtype]), work, np.empty(example.numbers), example.table[0], 0.0, 0.0)
+    except Exception:  # as above
+        return None
+    return step
+
+
+@lru_cache(maxsize=len(NUMPY))
 def works(dtype: torch.dtype) -> bool:
     """Whether the loops can be compiled for this dtype: the first call tries."""
     compiled = loops()
@@ -138,21 +154,21 @@ def tree_bound(tails: Story) -> Float[np.ndarray, "columns rows"]:
 
 @final
 class Compiled(BlockSolver):
-    """Rank one in compiled loops: two rows in closed form, others by power iteration with a proof, or else by torch."""
+    """Compiled loops: two rows in closed form, others by subspace iteration with a proof, or else by torch."""
 
     preference = 5
 
     @override
     def unsupported_because(self, small: int, large: int, rank: int, device: torch.device) -> str | None:
-        possible = rank == 1 and device.type == "cpu" and loops() is not None
-        return None if possible else "only for rank 1 on the CPU, where numba can be imported and may compile"
+        possible = device.type == "cpu" and loops() is not None
+        return None if possible else "only for the CPU, where numba can be imported and may compile"
 
     @override
     def truncate(self, blocks: torch.Tensor, rank: int) -> Truncation:
         k, small, large = blocks.shape
         if not works(blocks.dtype):
-            return SOLVERS["closed_form" if small == 2 else "power"].truncate(blocks, rank)
-        steps = program.blockwise(k, small, large)
+            return SOLVERS["lapack" if rank > 1 else "closed_form" if small == 2 else "power"].truncate(blocks, rank)
+        steps = program.blockwise(k, small, large, rank)
         work = np.empty(steps.entries, NUMPY[blocks.dtype])
         tails = run(steps, blocks, work)
         basis, coefficients = _factors(steps, work)
@@ -172,7 +188,7 @@ def run(
     compiled = loops()
     assert compiled is not None
     flat = values.contiguous().numpy(force=True).reshape(-1)
-    tails = np.empty(steps.numbers)
+    tails = np.full(steps.numbers, -1.0)  # nothing is proved yet
     eps = torch.finfo(values.dtype).eps
     # tails are squares of angles: where nothing else is wanted, less will do
     limits = (ANGLES[values.dtype] if steps.entries else TAILS[values.dtype]), eps
@@ -181,7 +197,10 @@ def run(
         stop = last if progress is None else done + 1
         done = compiled.run(flat, work, tails, steps.table, done, stop, *limits)
         if done < stop:
-            _by_torch(steps.steps[done], values, torch.from_numpy(work), torch.from_numpy(tails))
+            step = steps.steps[done]
+            more = of_any_rank(values.dtype) if step.split.rank > 1 else None
+            if more is None or more(flat, work, tails, steps.table[done], *limits) > 0:
+                _by_torch(step, values, torch.from_numpy(work), torch.from_numpy(tails))
             done += 1
         if progress is not None and steps.steps[done - 1].kind == program.CUT:
             cuts += 1
@@ -199,14 +218,6 @@ def _by_torch(step: Step, values: torch.Tensor, work: torch.Tensor, tails: torch
     if step.kind in (program.CUT, program.TAILS):
         node = values if step.node == program.VALUES else part(step.node, split.pattern)
         found = tails[step.tails :][: split.regions[0] * split.regions[1]].view(split.grid)
-        if split.rank > 1 and step.kind == program.CUT:
-            left, right, squares = butterfly.cut(split, node, step.weight)
-            part(step.left, split.left).copy_(left)
-            part(step.right, split.right).copy_(right)
-            found.copy_(squares.view(split.grid))
-            return
-        if split.rank > 1:
-            found.fill_(-1)
         blocks, solver = split.blocks(node), SOLVERS["power" if split.rank == 1 else "lapack"]
         size = max(1, butterfly.CHUNK_BYTES // (blocks.element_size() * blocks.shape[4:].numel()))
         for index in zip(*(i.split(size) for i in (found < 0).nonzero(as_tuple=True)), strict=True):

@@ -52,6 +52,12 @@ def square(z):
 
 
 @compiled
+def wide_square(z):
+    """The same in float64: products of products leave the range of float32."""
+    return np.float64(z.real) ** 2 + np.float64(z.imag) ** 2
+
+
+@compiled
 def length(x):
     """Euclidean norm; rows are summed in their own precision."""
     total = square(x[0] * 0)
@@ -122,14 +128,15 @@ def two_rows(x, y, u, w):
 
 
 @compiled
-def _products(block, first, large, x, y):
-    """Set y = block x^H for the rows from the first one on; four at a time, as everywhere below."""
-    zero, last = x[0] * 0, first + len(y)
+def products(block, first, large, x, y):
+    """Set y = block x^H for the rows from the first one on, in its precision; four at a time, as below."""
+    y[0] = 0
+    zero, last = y[0], first + len(y)
     four = last - len(y) % 4
     for i in range(first, four, 4):
         z0, z1, z2, z3 = zero, zero, zero, zero
         for j in range(large):
-            c = np.conj(x[j])
+            c = zero + np.conj(x[j])
             z0 += block[i, j] * c
             z1 += block[i + 1, j] * c
             z2 += block[i + 2, j] * c
@@ -138,12 +145,12 @@ def _products(block, first, large, x, y):
     for i in range(four, last):
         z0 = zero
         for j in range(large):
-            z0 += block[i, j] * np.conj(x[j])
+            z0 += block[i, j] * (zero + np.conj(x[j]))
         y[i - first] = z0
 
 
 @compiled
-def _energies(block, large, y):
+def energies(block, large, y):
     """Set y to the squared norms of the rows."""
     zero, last = square(block[0, 0] * 0), len(y)
     four = last - last % 4
@@ -163,11 +170,10 @@ def _energies(block, large, y):
 
 
 @compiled
-def _look(block, large, u, w, g):
-    """Normalize u, set w = u^H block and g = R w^H with the residual R = block - u w; returns |w|^2, |R|^2, |g|^2."""
-    small, zero = len(u), u[0] * 0
-    four, rest, gradient = small // 4 * 4, 0.0, 0.0
-    normalize(u)
+def combine(block, large, u, w):
+    """Set w = u^H block."""
+    small = len(u)
+    four = small // 4 * 4
     for j in range(large):
         w[j] = 0
     for i in range(0, four, 4):
@@ -178,6 +184,15 @@ def _look(block, large, u, w, g):
         c0 = np.conj(u[i])
         for j in range(large):
             w[j] += c0 * block[i, j]
+
+
+@compiled
+def _look(block, large, u, w, g):
+    """Normalize u, set w = u^H block and g = R w^H with the residual R = block - u w; returns |w|^2, |R|^2, |g|^2."""
+    small, zero = len(u), u[0] * 0
+    four, rest, gradient = small // 4 * 4, 0.0, 0.0
+    normalize(u)
+    combine(block, large, u, w)
     for i in range(0, four, 4):
         c0, c1, c2, c3 = u[i], u[i + 1], u[i + 2], u[i + 3]
         energy, z0, z1, z2, z3 = square(zero), zero, zero, zero, zero
@@ -192,7 +207,7 @@ def _look(block, large, u, w, g):
             z2 += x2 * y
             z3 += x3 * y
         rest += energy
-        gradient += (square(z0) + square(z1)) + (square(z2) + square(z3))
+        gradient += (wide_square(z0) + wide_square(z1)) + (wide_square(z2) + wide_square(z3))
         g[i], g[i + 1], g[i + 2], g[i + 3] = z0, z1, z2, z3
     for i in range(four, small):
         c0, energy, z0 = u[i], square(zero), zero
@@ -201,7 +216,7 @@ def _look(block, large, u, w, g):
             energy += square(x0)
             z0 += x0 * np.conj(w[j])
         rest += energy
-        gradient += square(z0)
+        gradient += wide_square(z0)
         g[i] = z0
     return length(w) ** 2, rest, gradient
 
@@ -211,7 +226,7 @@ def _gram(block, large, power):
     """Gram matrix of the rows, divided by its trace; returns the logarithm of that."""
     small, trace = len(power), 0.0
     for i in range(small):
-        _products(block, i, large, block[i], power[i, i:])
+        products(block, i, large, block[i], power[i, i:])
         for k in range(i, small):
             power[k, i] = power[i, k]
             power[i, k] = np.conj(power[i, k])
@@ -271,7 +286,7 @@ def power_iteration(block, large, u, w, g, power, spare, tolerance, eps, lower):
     for small blocks where that does not do, powers of the Gram matrix: they are better proofs and longer strides.
     """
     small, total, best = len(u), 0.0, 0
-    _energies(block, large, g)
+    energies(block, large, g)
     for i in range(small):
         total += g[i].real
         if g[i].real > g[best].real:
@@ -283,7 +298,7 @@ def power_iteration(block, large, u, w, g, power, spare, tolerance, eps, lower):
         for j in range(large):
             w[j] = 0
         return 0.0
-    _products(block, 0, large, block[best], u)
+    products(block, 0, large, block[best], u)
     floor, times, logarithm, patience = (16 * eps) ** 2, -1, 0.0, PATIENCE
     for turn in range(ROUNDS):
         theta, rest, gradient = _look(block, large, u, w, g)

@@ -33,7 +33,7 @@ SCRATCH = 1 << 15  # entries of the group of blocks in scratch, where one block 
 
 
 @compiled
-def _layout(step):
+def layout(step):
     """Of the scratch of a cut: blocks side by side, entries from row to row, size of Gram matrices."""
     c1, rows, columns = step[6], step[9], step[10]
     small, pitch = min(rows, columns), max(rows, columns) + 16  # no two rows in the same set of the cache
@@ -47,12 +47,12 @@ def _room(step):
     small, large = min(step[9], step[10]), max(step[9], step[10])
     if step[0] != CUT and step[0] != TAILS:
         return small + large
-    group, pitch, squared = _layout(step)
+    group, pitch, squared = layout(step)
     return max(group * (small * pitch + small + large) + small + 2 * squared * squared, 5 * PAIRS)
 
 
 @compiled
-def _array(scratch, at, rows, columns):
+def array(scratch, at, rows, columns):
     """A matrix in the scratch, and where the rest begins."""
     end = at + rows * columns
     return scratch[at:end].reshape((rows, columns)), end
@@ -66,15 +66,15 @@ def _cut(values, work, step, tails, write, tolerance, eps, scratch):
     source = max(source, 0)
     flip = columns < rows
     small, large = min(rows, columns), max(rows, columns)
-    group, pitch, squared = _layout(step)
+    group, pitch, squared = layout(step)
     groups = -(-c1 // group)
     direct = small == 2 and not flip  # two long rows are best left where they are
     blocks = scratch[: group * small * pitch].reshape((group, small, pitch))
-    us, used = _array(scratch, group * small * pitch, group, small)
-    ws, used = _array(scratch, used, group, large)
-    gs, used = _array(scratch, used, 1, small)
-    power, used = _array(scratch, used, squared, squared)
-    spare, used = _array(scratch, used, squared, squared)
+    us, used = array(scratch, group * small * pitch, group, small)
+    ws, used = array(scratch, used, group, large)
+    gs, used = array(scratch, used, 1, small)
+    power, used = array(scratch, used, squared, squared)
+    spare, used = array(scratch, used, squared, squared)
     stride = b2 * c1 * columns
     units, unproved = a * d * b2 * groups, 0
     for unit in range(units):

@@ -145,9 +145,9 @@ def _fuse(writer: _Writer, lo: int, hi: int) -> None:
 
 
 @lru_cache(maxsize=256)
-def blockwise(count: int, rows: int, columns: int) -> Program:
-    """One cut of rank one: many separate blocks are a block-diagonal matrix."""
-    writer = _Writer((Pattern(count, rows, 1, 1), Pattern(count, 1, columns, 1)))
+def blockwise(count: int, rows: int, columns: int, rank: int) -> Program:
+    """One cut: many separate blocks are a block-diagonal matrix."""
+    writer = _Writer((Pattern(count, rows, rank, 1), Pattern(count, rank, columns, 1)))
     writer.step(CUT, 0, 1, 2)
     return writer.program()
 
