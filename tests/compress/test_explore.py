@@ -19,6 +19,7 @@ from flatwing.data import digit_images
 from flatwing.factorize import Metric
 from flatwing.nn import LinearInfo, linear_layers
 from flatwing.train import ByteLM, DigitsMLP
+from searching import trained_on_digits
 
 
 def body(model: nn.Module) -> dict[str, LinearInfo]:
@@ -37,16 +38,8 @@ def parameters(model: nn.Module) -> Cost:
 @pytest.fixture(scope="module")
 def digits() -> tuple[nn.Module, list[Batch]]:
     torch.manual_seed(0)
-    model = DigitsMLP(width=48)
-    x, y = digit_images("train")
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    for _ in range(150):
-        rows = torch.randint(len(x), (64,))
-        loss = F.cross_entropy(model(x[rows]), y[rows])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    return model.eval(), [Batch((part,)) for part in x.split(300)]
+    model = trained_on_digits(DigitsMLP(width=48), 150)
+    return model, [Batch((part,)) for part in digit_images("train")[0].split(300)]
 
 
 @pytest.fixture(scope="module")

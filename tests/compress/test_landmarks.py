@@ -5,7 +5,6 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional as F
 from typing_extensions import override
 
 from flatwing.compress.baselines import LANDMARKS, Known, two_in_four, uniform_rank
@@ -18,6 +17,7 @@ from flatwing.data import digit_images
 from flatwing.factorize import Metric
 from flatwing.nn import linear_layers
 from flatwing.train import ByteLM, DigitsMLP, Model
+from searching import trained_on_digits
 
 NAMES = ["plain SVD", "whitened SVD", "2:4", "unstructured", "int8", "int4"]
 KEYS = ["name", "loss", "accuracy", "agreement_kl", "bytes", "parameters", "flops", "note"]
@@ -26,15 +26,9 @@ KEYS = ["name", "loss", "accuracy", "agreement_kl", "bytes", "parameters", "flop
 @pytest.fixture(scope="module")
 def trained() -> tuple[Model, list[Batch], list[Batch]]:
     torch.manual_seed(0)
-    (x, y), (xt, yt) = digit_images("train"), digit_images("test")
+    (x, _), (xt, yt) = digit_images("train"), digit_images("test")
     model = DigitsMLP(width=96)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
-    for _ in range(250):
-        rows = torch.randint(len(x), (128,))
-        loss = F.cross_entropy(model(x[rows]), y[rows])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+    trained_on_digits(model, 250, lr=2e-3, batch=128)
     batches = [Batch((part,)) for part in x.split(300)]
     return model, batches, [Batch((xt,), targets=yt)]
 

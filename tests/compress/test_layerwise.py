@@ -15,6 +15,7 @@ from flatwing.compress.plan import LayerPlan
 from flatwing.data import digit_images
 from flatwing.nn import BlastLinear, LinearInfo, StructuredLinear, linear_layers
 from flatwing.train import ByteLM, DigitsMLP, DigitsViT
+from searching import trained_on_digits
 
 
 def body(model: nn.Module) -> dict[str, LinearInfo]:
@@ -240,18 +241,6 @@ def test_layers_that_are_not_called_or_not_planned_stay() -> None:
     assert type(compressed.never) is nn.Linear
 
 
-def trained(model: nn.Module, steps: int) -> nn.Module:
-    x, y = digit_images("train")
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    for _ in range(steps):
-        rows = torch.randint(len(x), (64,))
-        loss = F.cross_entropy(model(x[rows]), y[rows])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    return model.eval()
-
-
 @pytest.mark.parametrize(
     ("model", "steps", "share"),
     [(DigitsMLP(width=48, depth=3), 150, 0.2), (DigitsViT(width=16, depth=3, heads=2), 80, 0.4)],
@@ -262,7 +251,7 @@ def test_anchoring_loses_less_on_data_that_were_not_fitted(model: nn.Module, ste
     for module in model.modules():
         if hasattr(module, "reset_parameters"):
             module.reset_parameters()  # type: ignore[operator]
-    trained(model, steps)
+    trained_on_digits(model, steps)
     x, xt = digit_images("train")[0], digit_images("test")[0]
     batches = [Batch((part,)) for part in x[:1000].split(250)]
     plans = plans_of(model, "low_rank", share)

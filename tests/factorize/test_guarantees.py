@@ -10,6 +10,7 @@ from cases import KINDS, by_projections, noisy, random_chain, random_matrix, rel
 from flatwing import Chain, SparseProduct, factorize
 from flatwing.factorize import problem
 from flatwing.structure import transforms
+from searching import least
 from strategies import as_user
 
 GROUPS, CASES = 20, 100  # 2000 cases, each in an order that peels ends and in another one
@@ -94,16 +95,7 @@ def minimized(A: torch.Tensor, chain: Chain, starts: int) -> float:
     def errors() -> torch.Tensor:
         return (SparseProduct(chain, factors).dense() - A).flatten(1).norm(dim=1).square()
 
-    search = torch.optim.LBFGS(factors, max_iter=300, line_search_fn="strong_wolfe", tolerance_change=1e-14)
-
-    def step() -> torch.Tensor:
-        search.zero_grad()
-        loss = errors().sum()
-        loss.backward()
-        return loss
-
-    search.step(step)
-    return float(errors().detach().min().sqrt() / A.norm())
+    return sqrt(least(factors, errors)) / float(A.norm())
 
 
 SMALL = [
