@@ -77,6 +77,8 @@ def advise(
     def task(chain: Chain, batch: int) -> Task:
         return Task(chain, batch, dtype, device, train=train, threads=threads)
 
+    if measure:
+        wisdom.require_place()
     with _noting(notes, "the rates of this machine"):
         ensure_rates(device)
     alternatives: tuple[Alternative, ...] = ()

@@ -54,9 +54,10 @@ def _trials() -> dict[str, float]:
 def ensure_rates(device: str) -> None:
     """Measure and store the rates of this machine unless they are known, or no file is to be kept.
 
-    Only of processors: on a GPU the shipped ones are used until tasks are measured. Raises as `wisdom.store` does.
+    Only of processors: on a GPU the shipped ones are used until tasks are measured. Raises as `wisdom.store` does;
+    what stands in the place of the file and is no file of ours is left alone, with one warning.
     """
-    if device == "cpu" and wisdom.path() is not None and not wisdom.rates(device):
+    if device == "cpu" and wisdom.keeps() and not wisdom.rates(device):
         wisdom.store_rates(device, measure_rates())
 
 
