@@ -92,14 +92,14 @@ def test_bad_batches_are_refused() -> None:
 
 
 def test_other_things_are_refused() -> None:
-    from flatwing.kernels.api import _check
+    from flatwing.kernels.api import require_fitting
 
     with pytest.raises(TypeError, match=r"product is a Tensor. Rule: a SparseProduct"):
-        _check(torch.ones(4), torch.ones(4, 4), "batch-first")
+        require_fitting(torch.ones(4), torch.ones(4, 4), "batch-first")
     with pytest.raises(TypeError, match=r"x is a list. Rule: a torch tensor"):
-        _check([1.0], P, "batch-first")
+        require_fitting([1.0], P, "batch-first")
     with pytest.raises(ValueError, match=r"layout is 'rows'. Rule: one of batch-first, batch-last"):
-        _check(torch.ones(20), P, "rows")
+        require_fitting(torch.ones(20), P, "rows")
 
 
 def test_backends_are_named() -> None:

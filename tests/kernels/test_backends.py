@@ -179,3 +179,45 @@ def test_inputs_are_left_alone(name: str) -> None:
     y = kernels.multiply(x, product, backend=name)
     y.fill_(7.0)
     assert all(torch.equal(a, b) for a, b in zip(copies, (x, *product.factors), strict=True))
+
+
+COMPILED = [name for name in kernels.list_backends() if not kernels.BACKENDS[name].native]
+
+
+@pytest.mark.parametrize("text", ["butterfly(64)", "monarch(64, 64, blocks=8)"])
+@pytest.mark.parametrize("name", COMPILED)
+def test_memory_that_was_freed_is_not_read(name: str, text: str) -> None:
+    chain = Chain.parse(text)
+    if not usable(name, Task(chain, 3, train=True)):
+        pytest.skip(f"{name} needs another machine")
+    product, x = draw(chain, 3, torch.float32)
+    factors = [w.requires_grad_() for w in product.factors]
+    y = kernels.multiply(x, SparseProduct(chain, factors), backend=name)
+    last = factors[-1]
+    size = last.untyped_storage().nbytes()
+    last.untyped_storage().resize_(0)  # what sharding wrappers do between calls
+    try:
+        with pytest.raises(RuntimeError, match=r"tensor of shape \(.*\) has no memory: it was freed"):
+            torch.autograd.grad(y.sum(), factors[:-1])
+        for run in (kernels.multiply, lambda x, p: kernels.BACKENDS[name].prepared(p.factors, chain.depths)(x, 1)):
+            with torch.no_grad(), pytest.raises(RuntimeError, match=r"has no memory: it was freed"):
+                run(x, product)
+    finally:
+        last.untyped_storage().resize_(size)
+    x.untyped_storage().resize_(0)
+    with torch.no_grad(), pytest.raises(RuntimeError, match=r"tensor of shape \(3, 64\) has no memory"):
+        kernels.multiply(x, product, backend=name)
+
+
+@pytest.mark.parametrize("text", ["butterfly(64)", "monarch(64, 64, blocks=8)"])
+@pytest.mark.parametrize("name", COMPILED)
+def test_zeros_without_memory(name: str, text: str) -> None:
+    chain = Chain.parse(text)
+    if not usable(name, Task(chain, 3, train=True)):
+        pytest.skip(f"{name} needs another machine")
+    product, x = draw(chain, 3, torch.float32)
+    zero = torch._efficientzerotensor((3, 64))
+    assert torch.equal(kernels.multiply(zero, product, backend=name), torch.zeros(3, 64))
+    factors = [w.requires_grad_() for w in product.factors]
+    y = kernels.multiply(x.requires_grad_(), SparseProduct(chain, factors), backend=name)
+    assert all(not g.any() for g in torch.autograd.grad(y, [x, *factors], zero))

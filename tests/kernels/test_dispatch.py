@@ -196,3 +196,53 @@ def test_fake_tensors(case: Case) -> None:
         x, *factors = (mode.from_tensor(t) for t in case.tensors)
         y = case.f(x, *factors)
     assert tuple(y.shape) == (5, case.chain.shape[0])
+
+
+@pytest.mark.parametrize("text", ["butterfly(64)", "monarch(64, 64, blocks=8)"])
+def test_operators_called_by_name_refuse_what_does_not_fit(text: str) -> None:
+    """Kernels read memory by address: what does not fit must not reach them."""
+    chain = Chain.parse(text)
+    factors, depths = [torch.ones(p.blocks, p.b, p.c) for p in chain], list(chain.depths)
+    x = torch.ones(3, 64)
+    ops = torch.ops.flatwing
+    for width, last in ((32, False), (3, True)):
+        with pytest.raises(ValueError, match=r"x has shape \(3, \d+\), the product has 64 columns"):
+            ops.multiply(torch.ones(3, width), factors, depths, "auto", last)
+    with pytest.raises(ValueError, match=r"x is torch.float64, factor 0 is torch.float32.* Rule: one dtype"):
+        ops.multiply(x.double(), factors, depths, "auto", False)
+    for wrong in ([3] * len(depths), depths[1:], [0, *depths[1:]]):
+        with pytest.raises(ValueError, match=r"Rule: factors \(a d, b, c\), and the d of each"):
+            ops.multiply(x, factors, wrong, "auto", False)
+    with pytest.raises(ValueError, match=r"grad has shape \(1, 64\). Rule: that of the result, \(3, 64\)"):
+        ops.multiply_backward(x, factors, depths, "auto", False, torch.ones(1, 64))
+    with pytest.raises(ValueError, match=r"grad is torch.float64. Rule: one dtype"):
+        ops.multiply_backward(x, factors, depths, "auto", False, x.double())
+
+
+@pytest.mark.parametrize("text", ["butterfly(64)", "monarch(64, 64, blocks=8)"])
+def test_products_whose_tensors_were_swapped(text: str) -> None:
+    """Whoever writes to `.data` may leave another size or type under the same object."""
+    chain, x = Chain.parse(text), torch.randn(3, 64)
+
+    def product() -> SparseProduct:
+        made = SparseProduct(chain, [torch.randn(p.blocks, p.b, p.c) for p in chain])
+        kernels.multiply(x, made)
+        return made
+
+    smaller = product()
+    smaller.factors[0].data = smaller.factors[0].data[:1].clone()
+    with pytest.raises(ValueError, match=r"the factors have shapes \[\(1, "):
+        kernels.multiply(x, smaller)
+    wider = product()
+    for w in wider.factors[1:]:
+        w.data = w.data.double()
+    want = x.double() @ SparseProduct(chain, [w.double() for w in wider.factors]).dense().T
+    torch.testing.assert_close(kernels.multiply(x, wider), want, rtol=1e-5, atol=1e-4)
+
+
+def test_autocast_of_calls_that_record_nothing() -> None:
+    product = SparseProduct(Chain.butterfly(64), [torch.randn(32, 2, 2) for _ in range(6)])
+    x = torch.randn(3, 64)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert kernels.multiply(x, product).dtype == torch.bfloat16
+    assert kernels.multiply(x, product).dtype == torch.float32

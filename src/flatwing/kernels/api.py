@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import reduce
 from math import prod
-from operator import attrgetter
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from jaxtyping import Num
 
 from ..structure import Chain, SparseProduct
 from . import dispatch, native
-from .arguments import dtype_of, whole
+from .arguments import dtype_of, require_sizes, whole
 from .backend import BACKENDS, Layout, Task
 from .plan import Plan, merged_factors, plan_for, plan_of, runner_of
 
-_SHAPE, _DEVICE = attrgetter("shape"), attrgetter("device")
 LAYOUTS = ("batch-first", "batch-last")
 
 
@@ -85,11 +83,7 @@ def apply(
     """
     if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
         return _traced(x, chain, factors, backend, last)
-    if x.shape[0 if last else 1] != chain.shape[1] or list(map(_SHAPE, factors)) != chain.factor_shapes:
-        _refuse_sizes(x, chain, factors, last)
-    if {x.device} != set(map(_DEVICE, factors)):
-        others = ", ".join(sorted({str(w.device) for w in factors}))
-        raise ValueError(f"x is on {x.device}, the product on {others}. Rule: one device.")
+    require_sizes(x, chain, factors, last)
     x, factors = _cast(x, factors)
     if type(x.shape[1 if last else 0]) is not int:
         return dispatch.run(x, factors, dispatch.Call(chain.depths, backend, last))
@@ -130,15 +124,6 @@ def _cast(x: torch.Tensor, factors: Sequence[torch.Tensor]) -> tuple[torch.Tenso
     else:
         dtype = reduce(torch.promote_types, dtypes)
     return x.to(dtype), [w.to(dtype) for w in factors]
-
-
-def _refuse_sizes(x: torch.Tensor, chain: Chain, factors: Sequence[torch.Tensor], last: bool) -> NoReturn:
-    n = chain.shape[1]
-    if x.shape[0 if last else 1] != n:
-        rule = f"({n}, rows)" if last else f"(rows, {n})"
-        raise ValueError(f"x has shape {tuple(x.shape)}, the product has {n} columns. Rule: x is {rule}.")
-    shapes = [tuple(w.shape) for w in factors]
-    raise ValueError(f"the factors have shapes {shapes}. Rule: those of {chain}, {chain.factor_shapes}.")
 
 
 def _batched(x: torch.Tensor, product: SparseProduct, backend: str, last: bool) -> torch.Tensor:

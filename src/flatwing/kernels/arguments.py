@@ -1,14 +1,18 @@
-"""Checks of the arguments that `explain` and `advise` share."""
+"""Checks of arguments that several entrances share."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from operator import attrgetter
 
 import torch
 
 from ..core import require_whole
+from ..structure import Chain
 from .cost import dtype_name
+
+_SHAPE, _DEVICE = attrgetter("shape"), attrgetter("device")
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.complex64, torch.complex128)
 LARGEST = 1 << 40  # of sizes and numbers of vectors
@@ -50,3 +54,20 @@ def meant(name: str, known: Iterable[str]) -> str:
     """
     near = difflib.get_close_matches(name, known, n=1)
     return f", did you mean {near[0]!r}?" if near else "."
+
+
+def require_sizes(x: torch.Tensor, chain: Chain, factors: Sequence[torch.Tensor], last: bool) -> None:
+    """Raise `ValueError` unless x (rows, n), or (n, rows) if `last`, and the factors fit the chain, on one device.
+
+    On the way of every call, since kernels read memory by address.
+    """
+    n = chain.shape[1]
+    if x.ndim != 2 or x.shape[0 if last else 1] != n:
+        rule = f"({n}, rows)" if last else f"(rows, {n})"
+        raise ValueError(f"x has shape {tuple(x.shape)}, the product has {n} columns. Rule: x is {rule}.")
+    if list(map(_SHAPE, factors)) != chain.factor_shapes:
+        shapes = [tuple(w.shape) for w in factors]
+        raise ValueError(f"the factors have shapes {shapes}. Rule: those of {chain}, {chain.factor_shapes}.")
+    if {x.device} != set(map(_DEVICE, factors)):
+        others = ", ".join(sorted({str(w.device) for w in factors}))
+        raise ValueError(f"x is on {x.device}, the product on {others}. Rule: one device.")

@@ -124,4 +124,19 @@ BACKENDS: Registry[Backend] = Registry("backend")
 
 def resolved(x: torch.Tensor) -> torch.Tensor:
     """The tensor with conjugation and negation carried out where torch only noted them: what kernels may read."""
-    return x.resolve_conj().resolve_neg()
+    return solid(x.resolve_conj().resolve_neg())
+
+
+def solid(x: torch.Tensor) -> torch.Tensor:
+    """x, or zeros in memory if torch only noted that it is zero.
+
+    Raises `RuntimeError` for a tensor whose memory was freed.
+    """
+    if x.numel() == 0 or x.data_ptr():
+        return x
+    if x._is_zerotensor():
+        return x.new_zeros(x.shape)
+    raise RuntimeError(
+        f"a tensor of shape {tuple(x.shape)} has no memory: it was freed, as wrappers that shard weights do between "
+        "calls. Rule: weights that are there; call the wrapped module, or gather its parameters first."
+    )

@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from ..structure import SparseProduct
 from . import native
+from .arguments import require_sizes
 from .backend import BACKENDS, chain_of, resolved
 from .plan import Plan, merged_factors, plan_of
 
@@ -27,7 +28,7 @@ _peek = torch._C._functorch.peek_interpreter_stack  # pyright: ignore[reportAttr
 _batched = torch._C._functorch.is_legacy_batchedtensor  # pyright: ignore[reportAttributeAccessIssue]
 _modes = torch._C._len_torch_dispatch_stack
 _PLAIN = {Tensor, Parameter}
-_NEEDS_GRAD = attrgetter("requires_grad")
+_NEEDS_GRAD, _BYTES, _ON_CPU = attrgetter("requires_grad"), attrgetter("nbytes"), attrgetter("is_cpu")
 
 
 class Call(NamedTuple):
@@ -58,16 +59,19 @@ def is_plain_call(x: Tensor, product: SparseProduct) -> bool:
 
     This is what keeps a small multiplication at microseconds; all other calls take the long way and find the same.
     """
-    if not (type(product) is SparseProduct and product.is_plain and type(x) is Tensor and x.is_cpu):
+    if not (type(product) is SparseProduct and type(x) is Tensor and x.is_cpu):
         return False
-    shape = x.shape
+    shape, sizes = x.shape, product.plain_sizes
     return (
-        len(shape) == 2
+        sizes is not None
+        and len(shape) == 2
         and shape[0] > 0
         and shape[1] == product.chain.shape[1]
         and x.dtype is product.factors[0].dtype
         and holds_only_values(x)
         and not (torch.is_grad_enabled() and any(map(_NEEDS_GRAD, product.factors)))
+        and list(map(_BYTES, product.factors)) == sizes  # whoever swaps `.data` makes other tensors of the same objects
+        and all(map(_ON_CPU, product.factors))
     )
 
 
@@ -167,6 +171,7 @@ _ARGUMENTS = "Tensor x, Tensor[] factors, int[] depths, str backend, bool last"
 def multiply_op(x: Tensor, factors: list[Tensor], depths: list[int], backend: str, last: bool) -> Tensor:
     """The operator behind `multiply`: see `Backend.forward`."""
     x, *factors = map(resolved, (x, *factors))
+    _require_fitting(x, factors, depths, last)
     plan = _planned(x, factors, depths, backend, last)
     used = merged_factors(plan.task.chain, factors, plan.merged) if plan.merged else factors
     y = BACKENDS[plan.backend].forward(x, used, plan.chain.depths, last)
@@ -181,6 +186,7 @@ def backward_op(
 ) -> list[Tensor]:
     """Gradients for x and every factor: see `Backend.backward`."""
     x, grad, *factors = map(resolved, (x, grad, *factors))
+    _require_fitting(x, factors, depths, last, grad)
     chosen = BACKENDS[_planned(x, factors, depths, backend, last, train=True).backend]
     if chosen.native:
         gx, gw = native.backward(x, factors, depths, grad, last)
@@ -189,6 +195,26 @@ def backward_op(
         assert gx is not None
         assert gw is not None
     return _own_memory([gx.contiguous(), *(g.contiguous() for g in gw)], [x, grad, *factors])
+
+
+def _require_fitting(
+    x: Tensor, factors: Sequence[Tensor], depths: Sequence[int], last: bool, grad: Tensor | None = None
+) -> None:
+    """Raise `ValueError` for what does not fit: whoever calls an operator by its name comes past all other checks."""
+    blocks = [len(w) if w.ndim == 3 else 0 for w in factors]
+    if len(blocks) != len(depths) or any(d < 1 or a < 1 or a % d for a, d in zip(blocks, depths, strict=False)):
+        shapes = [tuple(w.shape) for w in factors]
+        raise ValueError(f"factors {shapes}, depths {tuple(depths)}. Rule: factors (a d, b, c), and the d of each.")
+    chain = chain_of(factors, depths)
+    require_sizes(x, chain, factors, last)
+    tensors = {"x": x, **{f"factor {i}": w for i, w in enumerate(factors)}}
+    if grad is not None:
+        tensors["grad"] = grad
+        rows, m = x.shape[1 if last else 0], chain.shape[0]
+        if grad.shape != ((m, rows) if last else (rows, m)):
+            raise ValueError(f"grad has shape {tuple(grad.shape)}. Rule: that of the result, ({rows}, {m}).")
+    if len({t.dtype for t in tensors.values()}) > 1:
+        raise ValueError(f"{', '.join(f'{name} is {t.dtype}' for name, t in tensors.items())}. Rule: one dtype.")
 
 
 def _own_memory(results: list[Tensor], inputs: list[Tensor]) -> list[Tensor]:

@@ -88,11 +88,15 @@ class SparseProduct:
         return np.dtype(str(dtype).removeprefix("torch.") if dtype != torch.bfloat16 else "float32")
 
     @cached_property
-    def is_plain(self) -> bool:
-        """Whether this is one matrix on the CPU and no more: no batch, permutation, subclass or lazy conjugation."""
+    def plain_sizes(self) -> list[int] | None:
+        """Bytes of each factor, if this is one matrix in ordinary memory: no batch, permutation, subclass, or view that
+        torch has yet to conjugate; else None.
+        """
         plain = (torch.Tensor, torch.nn.Parameter)
-        lazy = (type(w) not in plain or w.is_conj() or w.is_neg() or not w.is_cpu for w in self.factors)
-        return not (self.batch or self.perm_in is not None or self.perm_out is not None or any(lazy))
+        lazy = (type(w) not in plain or w.is_conj() or w.is_neg() for w in self.factors)
+        if self.batch or self.perm_in is not None or self.perm_out is not None or any(lazy):
+            return None
+        return [p.nnz * self.factors[0].itemsize for p in self.chain]
 
     @property
     def device(self) -> torch.device:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ...structure import Chain
-from ..backend import Gradients, Prepared
+from ..backend import Gradients, Prepared, solid
 from . import dyadic_kernels as kernels
 from . import workers
 from .dyadic_passes import passes
@@ -151,15 +151,24 @@ def _plan(depths: tuple[int, ...], n: int, dtype: torch.dtype, back: bool) -> _P
     return _Plan(KINDS[dtype], item, table, size * item, lanes.bit_length() - 1, tile, few, room)
 
 
-def _rows(x: torch.Tensor) -> torch.Tensor:
-    return x if x.stride(1) == 1 else x.contiguous()
+def _rows(x: torch.Tensor) -> tuple[torch.Tensor, int, int]:
+    """x, or a copy whose rows are contiguous, its address, and the distance of its rows in elements."""
+    lead, step = x.stride()
+    if step != 1 or not x.data_ptr():
+        x = solid(x).contiguous()
+        lead = x.stride()[0]
+    return x, x.data_ptr(), lead
 
 
 def _readable(factors: Sequence[torch.Tensor]) -> tuple[Sequence[torch.Tensor], np.ndarray]:
     """The factors, copied unless they are contiguous, and their addresses."""
     if not all(map(torch.Tensor.is_contiguous, factors)):  # map: loops in Python take a microsecond
         factors = [w.contiguous() for w in factors]
-    return factors, _addresses(tuple(map(torch.Tensor.data_ptr, factors)))
+    pointers = tuple(map(torch.Tensor.data_ptr, factors))
+    if not all(pointers):
+        factors = list(map(solid, factors))
+        pointers = tuple(map(torch.Tensor.data_ptr, factors))
+    return factors, _addresses(pointers)
 
 
 @lru_cache(maxsize=1024)
@@ -185,7 +194,7 @@ def _pieces(rows: int, threads: int, seconds: float, tile: int) -> list[tuple[in
 def _push(
     x: torch.Tensor, factors: Sequence[torch.Tensor], depths: tuple[int, ...], threads: int, flip: int
 ) -> torch.Tensor:
-    x, y = _rows(x), _result(x)
+    (x, source, lead), y = _rows(x), _result(x)
     factors, pointers = _readable(factors)
     rows, n = x.shape
     plan = _plan(depths, n, x.dtype, False)
@@ -195,13 +204,13 @@ def _push(
     buffer = packed + size
     if len(pieces) == 1:
         kernels.multiply(
-            kind, item, table, pointers, packed, x.data_ptr(), x.stride(0), y.data_ptr(), rows, tile, few, n, buffer,
+            kind, item, table, pointers, packed, source, lead, y.data_ptr(), rows, tile, few, n, buffer,
             _streams(y), slots, flip,
         )  # fmt: skip
         return y
     kernels.pack(kind, item, table, pointers, packed, n, slots, flip)
-    _through(plan, packed, x, y, pieces, buffer)
-    del held  # only now
+    _through(plan, packed, source, lead, y, pieces, buffer)
+    del held, x  # only now
     return y
 
 
@@ -220,22 +229,22 @@ def prepared(factors: Sequence[torch.Tensor], depths: Sequence[int]) -> Prepared
     work = n * len(factors) * item * 1e-11
 
     def run(x: torch.Tensor, threads: int, _: np.ndarray = held) -> torch.Tensor:  # the array lives as long as this
-        x, y = _rows(x), _result(x)
+        (x, source, lead), y = _rows(x), _result(x)
         rows = x.shape[0]  # len(x) takes longer
         pieces = _pieces(rows, threads, rows * work, tile)
         buffer, _own = workers.scratch(room * len(pieces))
-        _through(plan, packed, x, y, pieces, buffer)
+        _through(plan, packed, source, lead, y, pieces, buffer)
         return y
 
     return run
 
 
 def _through(
-    plan: _Plan, packed: int, x: torch.Tensor, y: torch.Tensor, pieces: list[tuple[int, int]], buffer: int
+    plan: _Plan, packed: int, source: int, lead: int, y: torch.Tensor, pieces: list[tuple[int, int]], buffer: int
 ) -> None:
-    """The rows of x through all passes into y, a thread for each piece."""
+    """Rows at an address, `lead` elements apart, through all passes into y, a thread for each piece."""
     kind, item, table, _, _, tile, few, room = plan
-    source, lead, target, n, stream = x.data_ptr(), x.stride()[0], y.data_ptr(), x.shape[1], _streams(y)
+    target, n, stream = y.data_ptr(), y.shape[1], _streams(y)
 
     def part(number: int, start: int, stop: int) -> None:
         mine = buffer + number * room
@@ -260,7 +269,7 @@ def _pull(
     need_x: bool,
     threads: int,
 ) -> Gradients:
-    x, grad = _rows(x), _rows(grad)
+    (x, source, lead), (grad, given, lead_g) = _rows(x), _rows(grad)
     factors, pointers = _readable(factors)
     gx, (grads, targets) = _result(x) if need_x else None, _readable([torch.empty_like(w) for w in factors])
     rows, n = x.shape
@@ -271,7 +280,6 @@ def _pull(
     sums = packed + size
     buffer = sums + layers * size * len(pieces)
     target = 0 if gx is None else gx.data_ptr()
-    source, lead, given, lead_g = x.data_ptr(), x.stride(0), grad.data_ptr(), grad.stride(0)
     if len(pieces) == 1:
         kernels.differentiate(
             kind, item, table, pointers, targets, size, packed, sums, layers, source, lead, given, lead_g, target,
