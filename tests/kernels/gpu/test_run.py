@@ -187,3 +187,34 @@ def test_tiles_that_are_measured_compute_the_same(no_files: None) -> None:
         for launch in apply_launches(x, w, pattern.d, y, tile):
             launch.run()
         assert error(y.cpu(), wanted) < TOLERANCE[torch.float16]
+
+
+@needs_gpu
+@pytest.mark.parametrize("numbers", ["half", "single"])
+def test_all_tiles_of_pairs_compute_the_same(no_files: None, numbers: str) -> None:
+    from flatwing.kernels.gpu.device import device_of
+    from flatwing.kernels.gpu.geometry import geometry
+    from flatwing.kernels.gpu.launch import pair_launches, pair_weights_launch
+    from flatwing.kernels.gpu.tiles import table
+
+    dtype = torch.float16 if numbers == "half" else torch.float32
+    room = device_of(0).shared
+    for middle in (16, 32, 64, 128):
+        chain = Chain.parse(f"(1,32,{middle},48)({middle},48,32,1)")
+        x, w, d, grad = data(chain, 1000, dtype, False)
+        wanted = [product(x, w, d), *gradients(x, w, d, grad)[1:]]
+        x, grad, *w = (t.cuda() for t in (x, grad, *w))
+        shape = geometry(*chain)
+        assert shape is not None
+        for tile in table("pair", numbers):  # type: ignore[arg-type]
+            if tile.middle == middle and tile.shared <= room:
+                y = torch.full_like(grad, torch.nan)
+                for launch in pair_launches(x, w[1], w[0], y, shape, tile):
+                    launch.run()
+                assert error(y.cpu(), wanted[0]) < 2 * TOLERANCE[dtype], tile
+        for tile in table("pair_weights", numbers):  # type: ignore[arg-type]
+            if tile.middle == middle and tile.shared <= room:
+                parts = [torch.full((3, *v.shape), torch.nan, device="cuda") for v in w]
+                pair_weights_launch(x, grad, w[1], w[0], (parts[1], parts[0]), shape, tile).run()
+                for part, right in zip(parts, wanted[1:], strict=True):
+                    assert error(part.sum(0).cpu(), right) < 2 * TOLERANCE[dtype], tile
