@@ -91,6 +91,22 @@ def test_tiles_that_share_the_weights(dtype: torch.dtype, monkeypatch: pytest.Mo
             check(Chain.parse("(2,64,64,4)(8,64,64,1)"), dtype, 100, last, threads)
 
 
+@pytest.mark.parametrize("rows", [1, 2, 3])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "text",
+    ["(2,20,32,2)(4,32,24,1)", "(2,19,64,2)(4,64,5,1)", "(2,9,8,2)(1,32,32,1)", "(1,8,8,4)(2,16,64,1)(1,128,8,1)"],
+)
+def test_what_memory_held_before_is_nowhere_in_results(text: str, dtype: torch.dtype, rows: int) -> None:
+    """Of one or two vectors, some kernels leave the rest of a tile as it was, and others sum over the whole tile."""
+    address, memory = workers.scratch(1 << 20)
+    memory.fill(255)  # of floating point numbers, that is NaN
+    check(Chain.parse(text), dtype, rows, last=False, threads=1)
+    assert workers.scratch(1)[0] == address
+    memory.fill(255)
+    check(Chain.parse(text), dtype, rows, last=True, threads=1)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_long_chains(dtype: torch.dtype) -> None:
     check(Chain.butterfly(64), dtype, rows=21, last=False, threads=1)

@@ -6,13 +6,15 @@ from typing import no_type_check
 
 from .blocks_kernels import SPEC
 from .blocks_memory import clear, drain, fill
-from .blocks_products import apply
+from .blocks_products import apply, apply_few, apply_few_back, few_suits
 from .simd import compiled
 from .tiles import (
+    copy_real,
     copy_row,
     item_bytes,
     lanes,
     planes,
+    real_bytes,
     row_bytes,
     turn,
     word,
@@ -27,6 +29,8 @@ from .tiles_math import (
     outer41,
     outer42,
     outer44,
+    ranks1,
+    ranks8,
     turned4,
     turned8,
 )
@@ -100,9 +104,31 @@ def _turned(tag, g, gj, x, xk, w, outputs, inputs, square):
 
 @compiled
 @no_type_check
-def _gradient(tag, a, b, c, d, g, x, w, gathered):
-    """Add the gradient of the weights of one factor over a tile."""
+def _ranks(tag, g, gj, x, xk, w, outputs, inputs, line, few):
+    """The same for the first `few` vectors of a tile of real numbers, and whole vectors of inputs."""
+    row, real = row_bytes(tag), real_bytes(tag)
+    steps, left = inputs // lanes(tag), outputs % 8
+    for r in range(0, few * real, real):
+        for k in range(inputs):
+            copy_real(tag, x + k * xk * row + r, line + k * real)
+        for j in range(0, outputs - left, 8):
+            ranks8(tag, g + j * gj * row + r, gj, line, w + j * inputs * real, inputs, steps)
+        for j in range(outputs - left, outputs):
+            ranks1(tag, g + j * gj * row + r, gj, line, w + j * inputs * real, inputs, steps)
+
+
+@compiled
+@no_type_check
+def _gradient(tag, a, b, c, d, g, x, w, gathered, few):
+    """Add the gradient of the weights of one factor over a tile, of which the first `few` vectors matter if any."""
     row = row_bytes(tag)
+    if few:
+        for i in range(a):
+            for k in range(d):
+                gs, xs = g + (i * b * d + k) * row, x + (i * c * d + k) * row
+                _ranks(tag, gs, d, xs, d, w, b, c, gathered, few)
+                w += b * c * real_bytes(tag)
+        return
     size = b * c * item_bytes(tag)
     turned = b >= 4 and c >= lanes(tag) and row == lanes(tag) * item_bytes(tag)
     gather = d > 1 and (b > 4 or c > 4)
@@ -126,7 +152,19 @@ def _gradient(tag, a, b, c, d, g, x, w, gathered):
 
 @compiled
 @no_type_check
-def _back(tag, spec, factors, this, other, inputs, gathered, need_x, need_factors):
+def _few(tag, spec, factors, rows):
+    """How many vectors of a tile matter, 0 for all: with one or two, real numbers and whole vectors of inputs."""
+    if rows > 2 or planes(tag) == 2:
+        return 0
+    for f in range(factors):
+        if word(tag, spec + 8 * (SPEC * f + 3)) % lanes(tag):
+            return 0  # sums over all vectors: the others must be zero
+    return rows
+
+
+@compiled
+@no_type_check
+def _back(tag, spec, factors, this, other, inputs, gathered, few, need_x, need_factors):
     """The gradient of one tile, in `this`, through all factors; its address afterwards, `this` or `other`."""
     row = row_bytes(tag)
     if need_factors:
@@ -135,20 +173,27 @@ def _back(tag, spec, factors, this, other, inputs, gathered, need_x, need_factor
             w, a, b = word(tag, at), word(tag, at + 8), word(tag, at + 16)
             c, d = word(tag, at + 24), word(tag, at + 32)
             outputs = inputs + a * c * d * row
-            apply(tag, None, w, c, 1, a, b, c, d, inputs, False, outputs, 0, 0, 0, gathered, 1, 0)
+            if few_suits(tag, few, b, c):
+                apply_few(tag, w, a, b, c, d, inputs, outputs, gathered, few)
+            else:
+                apply(tag, None, w, c, 1, a, b, c, d, inputs, False, outputs, 0, 0, 0, gathered, 1, 0)
             inputs = outputs
     for f in range(factors - 1, -1, -1):
         at = spec + 8 * SPEC * f
         w, a, b = word(tag, at), word(tag, at + 8), word(tag, at + 16)
         c, d = word(tag, at + 24), word(tag, at + 32)
         if need_factors:
-            _gradient(tag, a, b, c, d, this, inputs, word(tag, at + 40), gathered)
+            _gradient(tag, a, b, c, d, this, inputs, word(tag, at + 40), gathered, few)
             if f > 0:
                 before = at - 8 * SPEC
                 inputs -= word(tag, before + 8) * word(tag, before + 24) * word(tag, before + 32) * row
         if need_x or f > 0:
-            target = this if b == c and b <= 8 else other
-            apply(tag, True, w, 1, c, a, c, b, d, this, False, target, 0, 0, 0, gathered, 1, 0)
+            direct = few > 0 and b >= 8
+            target = this if b == c and b <= 8 and not direct else other
+            if direct:
+                apply_few_back(tag, w, a, b, c, d, this, target, gathered, few)
+            else:
+                apply(tag, True, w, 1, c, a, c, b, d, this, False, target, 0, 0, 0, gathered, 1, 0)
             if target != this:
                 this, other = other, this
     return this
@@ -195,6 +240,7 @@ def backward_tiles(
     dump = zeros + max(n, m) * item_bytes(tag)
     if rows % width and stop == rows:
         clear(tag, zeros, dump - zeros)
+    few = _few(tag, spec, factors, rows)
     this = tiles + 2 * inner * row
     other = this + group * pitch
     inputs = other + group * pitch
@@ -206,6 +252,6 @@ def backward_tiles(
         at = this
         for t in range(count):
             ahead, own = t * pitch, inputs + t * keep
-            at = _back(tag, spec, factors, this + ahead, other + ahead, own, tiles, need_x, need_factors) - ahead
+            at = _back(tag, spec, factors, this + ahead, other + ahead, own, tiles, few, need_x, need_factors) - ahead
         if need_x:
             drain(tag, at, y, y_pitch, last, n, begin, rows, count, pitch, table, dump)

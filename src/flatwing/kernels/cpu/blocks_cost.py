@@ -85,7 +85,13 @@ def _counts(chain: Chain, rows: int, dtype: torch.dtype, last: bool, results_lik
     tiles = -(-rows * item // row)
     products = passes = read = 0.0
     lanes = row // item
+    few = rows <= 2 and planes == 1 and not any(p.c % lanes for p in chain)
     for p in chain:
+        if few and results_like_x:
+            products += rows * p.nnz / lanes
+            passes += p.blocks * -(-p.b // 8)
+            read += sum(p.shape)
+            continue
         if rows <= 2 and not results_like_x and p.b >= 16 and p.c * planes >= 4 * lanes and p.c * planes % lanes == 0:
             products += rows * p.nnz * planes**2 / lanes  # weights are read as vectors
             read += rows * p.blocks * (p.b + p.c) * planes / 4

@@ -10,9 +10,9 @@ from __future__ import annotations
 from typing import no_type_check
 
 from .blocks_memory import drain, fill
-from .blocks_products import apply, apply_few, run_of
+from .blocks_products import apply, apply_few, few_suits, run_of
 from .simd import compiled
-from .tiles import item_bytes, lanes, planes, row_bytes, word
+from .tiles import item_bytes, row_bytes, word
 
 SPEC = 6
 """Words for each factor."""
@@ -31,7 +31,7 @@ def _through(tag, spec, factors, this, other, count, pitch, gathered, few):
         w, a, b = word(tag, at), word(tag, at + 8), word(tag, at + 16)
         c, d = word(tag, at + 24), word(tag, at + 32)
         packed, run, next_c, next_d = run > 0, 0, 0, 0
-        if few and b >= 16 and c * planes(tag) >= 4 * lanes(tag) and c * planes(tag) % lanes(tag) == 0:
+        if few_suits(tag, few, b, c):
             apply_few(tag, w, a, b, c, d, this, other, gathered, few)
             this, other = other, this
             continue

@@ -15,6 +15,8 @@ from .tiles import (
     row_bytes,
 )
 from .tiles_math import (
+    columns1,
+    columns4,
     dots1,
     dots8,
     product1,
@@ -61,6 +63,13 @@ def _block(tag, conj, w, wj, wk, x, xk, y, yj, outputs, inputs):
 
 @compiled
 @no_type_check
+def few_suits(tag, few, b, c):
+    """Whether `apply_few` takes such blocks, and is faster."""
+    return few > 0 and b >= 16 and c * planes(tag) >= 4 * lanes(tag) and c * planes(tag) % lanes(tag) == 0
+
+
+@compiled
+@no_type_check
 def apply_few(tag, w, a, b, c, d, x, y, line, few):
     """One factor times the first `few` vectors of a tile: weights are read as vectors, which need not be broadcast.
 
@@ -88,6 +97,28 @@ def apply_few(tag, w, a, b, c, d, x, y, line, few):
                         target += d * row
                         j += 1
             w += b * c * item
+
+
+@compiled
+@no_type_check
+def apply_few_back(tag, w, a, b, c, d, g, y, line, few):
+    """The transpose of one factor times the first `few` vectors of a tile: the same for real numbers. y is not g."""
+    row, real, step = row_bytes(tag), real_bytes(tag), lanes(tag)
+    for i in range(a):
+        for k in range(d):
+            for r in range(0, few * real, real):
+                source, target = g + (i * b * d + k) * row + r, y + (i * c * d + k) * row + r
+                j = 0
+                while j < c:
+                    if c - j >= 4 * step:
+                        columns4(tag, source, d, w + j * real, c, line + j * real, b)
+                        j += 4 * step
+                    else:
+                        columns1(tag, source, d, w + j * real, c, line + j * real, b)
+                        j += step
+                for j in range(c):
+                    copy_real(tag, line + j * real, target + j * d * row)
+            w += b * c * real
 
 
 @compiled

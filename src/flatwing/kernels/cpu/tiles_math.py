@@ -175,3 +175,50 @@ def _dots(outputs: int) -> Any:
 
 
 dots1, dots8 = _dots(1), _dots(8)
+
+
+def _ranks(outputs: int) -> Any:
+    """Write w[j, k] += g[j] x[k] for so many j and one vector of the batch, from x side by side; real numbers only.
+
+    `steps` vectors hold x and a row of w; g is a number in a row of a tile.
+    """
+
+    def ranks(
+        e: TileEmitter, g: ir.Value, gj: ir.Value, x: ir.Value, w: ir.Value, wj: ir.Value, steps: ir.Value
+    ) -> None:
+        factors = [e.broadcast(e.rows(g, e.mul(gj, j))) for j in range(outputs)]
+        starts = [e.weights(w, e.mul(wj, j)) for j in range(outputs)]
+        with e.loop(0, steps) as loop:
+            offset = e.mul(loop.index, e.lanes)
+            given = e.load(e.at(x, offset))
+            for factor, start in zip(factors, starts, strict=True):
+                place = e.at(start, offset)
+                e.store(e.fma(factor, given, e.load(place)), place)
+
+    return tiled(ranks)
+
+
+ranks1, ranks8 = _ranks(1), _ranks(8)
+
+
+def _columns(vectors: int) -> Any:
+    """Write y[k] = sum over j of w[j, k] g[j] for so many vectors of k, side by side, and one vector of the batch.
+
+    Real numbers only; g is a number in a row of a tile.
+    """
+
+    def columns(
+        e: TileEmitter, g: ir.Value, gj: ir.Value, w: ir.Value, wj: ir.Value, y: ir.Value, outputs: ir.Value
+    ) -> None:
+        with e.loop(0, outputs, carry=[g, w, *[e.constant(0.0)] * vectors]) as loop:
+            given, start, *sums = loop.carried
+            factor = e.broadcast(given)
+            sums = [e.fma(factor, e.load(e.at(start, v * e.lanes)), old) for v, old in enumerate(sums)]
+            loop.carried = [e.rows(given, gj), e.weights(start, wj), *sums]
+        for v, total in enumerate(loop.carried[2:]):
+            e.store(total, e.at(y, v * e.lanes))
+
+    return tiled(columns)
+
+
+columns1, columns4 = _columns(1), _columns(4)
