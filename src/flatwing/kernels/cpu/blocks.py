@@ -144,8 +144,8 @@ def backward(
     width = row // item
     threads = workers.useful(threads, 5 * rows * call.nnz * SECONDS[dtype])
     parts = workers.split(rows, threads, width) if rows else []
-    sizes = [w.numel() for w in call.weights]
-    sums = x.new_zeros((max(len(parts), 1), sum(sizes) if need_factors else 0))
+    # tensors of their own: cutting one into pieces takes longer than asking for several
+    sums = [[w.new_zeros(w.shape) for w in call.weights] if need_factors else [] for _ in parts or [()]]
     y = x.new_empty(((call.n, rows) if last else (rows, call.n)) if need_x else (0, 0))
     x, source, x_pitch = place(x)
     grad, given, g_pitch = place(grad)
@@ -155,10 +155,9 @@ def backward(
     edge = 2 * item * max(call.n, call.m)
 
     def part(number: int, start: int, stop: int) -> None:
-        words, at = array("q", call.words), sums[number].data_ptr()
-        for f, size in enumerate(sizes):
-            words[blocks_kernels.SPEC * f + 5] = at
-            at += size * item
+        words = array("q", call.words)
+        for f, total in enumerate(sums[number]):
+            words[blocks_kernels.SPEC * f + 5] = total.data_ptr()
         tiles, _memory = workers.scratch(row * lines + 8 * width + edge + 8)
         table = tiles + row * lines
         blocks_backward.backward_tiles(
@@ -173,8 +172,8 @@ def backward(
         workers.run(part, [(number, *span) for number, span in enumerate(parts)])
     if not need_factors:
         return Gradients(y if need_x else None, None)
-    total = sums[0]
-    for other in sums[1:]:
-        total += other
-    pieces = [piece.view(w.shape) for piece, w in zip(total.split(sizes), call.weights, strict=True)]
-    return Gradients(y if need_x else None, pieces[::-1])
+    totals, *others = sums
+    for other in others:
+        for total, more in zip(totals, other, strict=True):
+            total += more
+    return Gradients(y if need_x else None, totals[::-1])
