@@ -193,7 +193,8 @@ def step(n: int, blocks: int, rows: int) -> dict[str, Any]:
     from flatwing.kernels.backend import BACKENDS
     from flatwing.kernels.gpu import run as ours
     from flatwing.kernels.gpu.device import device_of
-    from flatwing.kernels.gpu.model import pair_weights_choices
+    from flatwing.kernels.gpu.groups import backward_grouped
+    from flatwing.kernels.gpu.model import factor_choices, pair_weights_choices, weights_choices
 
     chain, w, x, grad, dense = monarch(n, blocks, rows)
     depths, native = [p.d for p in chain], BACKENDS["bmm"]
@@ -218,11 +219,19 @@ def step(n: int, blocks: int, rows: int) -> dict[str, Any]:
         "copy": lambda: x.clone(),
         "weights apart": apart,
     }
-    if pair_weights_choices(*chain.patterns, rows, "half", False, device_of(x.device.index)):
+    setup = (rows, "half", False, device_of(x.device.index))
+    predicted = {
+        "weights apart": sum(weights_choices(p, *setup)[0].seconds for p in chain)
+        + sum(factor_choices(p, *setup)[0].seconds for p in (chain[1], chain[0].T))
+    }
+    for choice in pair_weights_choices(*chain.patterns, *setup)[:1]:
         methods["weights fused"] = lambda: ours.pair_weights_gradient(x, grad, w, chain.patterns, False)
+        predicted["weights fused"] = choice.seconds
     times = timed(methods)
     row = {
         "weights fused over apart": seconds(times, "weights apart") / seconds(times, "weights fused"),
+        "predicted": predicted,
+        "fused": backward_grouped(chain.patterns, *setup)[1] == (2,),
         **checked(both, x, w, depths, grad),
     }
     # forward, gradient of x and of the values: two vectors each, if nothing else went through memory

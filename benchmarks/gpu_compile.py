@@ -75,6 +75,8 @@ def launches(cases: list[Case], device: Any) -> list[Any]:
                 run.apply(grad, w[0].mT, left.T, False)
                 run.weights_gradient(x, grad, left, False)
                 run.weights_gradient(x, grad, right, False)
+                if run.pair_weights_choices(left, right, len(x), "half", False, device):
+                    run.pair_weights_gradient(x, grad, w, chain.patterns, False)
     finally:
         Launch.run, run.tile_for, run.device_of = before
     return list(found.values())

@@ -107,11 +107,8 @@ def launches(kind: str, tile: Tile, dtype: torch.dtype, even: bool) -> Iterator[
     def rows(n: int, last: bool) -> torch.Tensor:
         return tensor(n, ROWS if even else 4099).T if last else tensor(ROWS, n)
 
-    m = tile.middle
-    left, right = (Pattern(1, 64, m, 64), Pattern(m, 64, 64, 1))
-    if not even:
-        left, right = (Pattern(1, 37, m - 1, 21), Pattern(m - 1, 21, 35, 1))
     if kind == "pair_weights":
+        left, right = neighbours(tile.middle, even)
         for one, other, last in ((left, right, False), (right.T, left.T, False), (left, right, True)):
             shape = geometry(one, other)
             assert shape is not None
@@ -121,6 +118,7 @@ def launches(kind: str, tile: Tile, dtype: torch.dtype, even: bool) -> Iterator[
             yield launch.pair_weights_launch(x, y, v, w, (parts[0], parts[1]), shape, tile)
         return
     if kind == "pair":
+        left, right = neighbours(tile.middle, even)
         shape, back = geometry(left, right), geometry(right.T, left.T)
         assert shape is not None
         assert back is not None
@@ -143,6 +141,13 @@ def launches(kind: str, tile: Tile, dtype: torch.dtype, even: bool) -> Iterator[
             yield from launch.apply_launches(x, w, depth, y, tile)
             if not last:
                 yield from launch.apply_launches(y, w.mT, depth, x, tile)
+
+
+def neighbours(middle: int, even: bool) -> tuple[Pattern, Pattern]:
+    """Two factors that fill a tile of that middle, or with sizes that nothing divides."""
+    if even:
+        return Pattern(1, 64, middle, 64), Pattern(middle, 64, 64, 1)
+    return Pattern(1, 37, middle - 1, 21), Pattern(middle - 1, 21, 35, 1)
 
 
 def checked(numbers: str, kind: str, tile: Tile) -> list[Any] | None:
