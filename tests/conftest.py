@@ -1,5 +1,6 @@
 """What holds in every test: shapes are checked, one torch thread, one seed, the same examples each time."""
 
+import logging
 import os
 import random
 
@@ -12,6 +13,7 @@ from jaxtyping import install_import_hook
 # Must come before the first import of flatwing: each annotated call is then checked, in tests only.
 install_import_hook("flatwing", "beartype.beartype")
 
+logging.getLogger("flatwing").addHandler(logging.NullHandler())  # no test is the one that meets what is said once
 os.environ["FLATWING_WISDOM"] = os.devnull  # in subprocesses, too: nothing measured on this machine is read or written
 torch.set_num_threads(1)
 hypothesis.settings.register_profile("same", derandomize=True, deadline=None, database=None)

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -7,7 +8,9 @@ import torch
 from flatwing import Chain, SparseProduct, kernels
 from flatwing.kernels import plan as plans
 from flatwing.kernels.backend import Backend, Task
+from flatwing.kernels.plan import plan_for
 from flatwing.structure import transforms
+from strategies import as_user
 
 
 class Fixed(Backend):
@@ -123,3 +126,30 @@ def test_merged_neighbours_are_differentiated() -> None:
     )
     want = torch.autograd.grad((x @ SparseProduct(chain, factors).dense().T).square().sum(), [x, *factors])
     torch.testing.assert_close(got, want)
+
+
+def test_a_batch_is_compared_with_a_batch_of_dense_matrices() -> None:
+    chain = Chain.butterfly(64)
+    product = SparseProduct(chain, [torch.ones(8, p.blocks, p.b, p.c) for p in chain])
+    plan = kernels.explain(product, 16)
+    assert plan.task.chain.shape == (512, 512)
+    diagonal = kernels.explain(plan.task.chain, 16)
+    assert plan.dense_seconds < diagonal.dense_seconds / 4
+    assert plan.speedup < 2, "eight products of 64 x 64 are no faster than batched GEMM"
+
+
+def test_devices_are_named_properly() -> None:
+    chain = Chain.butterfly(64)
+    assert kernels.explain(chain, 16, device="cuda:0").task.device == "cuda"
+    assert kernels.explain(chain, 16, device=torch.device("cpu")).task.device == "cpu"
+    with pytest.raises(ValueError, match=r"times on 'cpuu' are not predicted, did you mean 'cpu'\? Rule: cpu or cuda"):
+        kernels.explain(chain, 16, device="cpuu")
+    with as_user(), pytest.raises(TypeError, match=r"device is 0. Rule: a device of torch or its name"):
+        kernels.explain(chain, 16, device=0)  # type: ignore[arg-type]
+
+
+def test_more_threads_than_cores_promise_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    for text in ("butterfly(1024)", "monarch(1024, 1024, blocks=32)"):
+        task = Task(Chain.parse(text), 65536, threads=4)
+        assert plan_for(replace(task, threads=1000), "numba").seconds == plan_for(task, "numba").seconds

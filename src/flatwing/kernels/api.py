@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import reduce
+from functools import lru_cache, reduce
 from math import prod
 from typing import Any
 
@@ -12,7 +12,7 @@ from jaxtyping import Num
 
 from ..structure import Chain, SparseProduct
 from . import dispatch, native
-from .arguments import dtype_of, require_sizes, whole
+from .arguments import dtype_of, kind_of, require_sizes, whole
 from .backend import BACKENDS, Layout, Task
 from .plan import Plan, merged_factors, plan_for, plan_of, runner_of
 
@@ -137,9 +137,17 @@ def _batched(x: torch.Tensor, product: SparseProduct, backend: str, last: bool) 
         raise ValueError(
             f"the product has batch {tuple(batch)}, x has {tuple(x.shape[:-2])}. Rule: the same batch, or none."
         ) from None
+    chain = diagonal_chain(product)
+    if not torch.compiler.is_compiling():
+        train = torch.is_grad_enabled() and (x.requires_grad or any(w.requires_grad for w in product.factors))
+        like = flat.reshape(count * n, rows) if last else flat.movedim(0, 1)
+        backend = plan_of(chain, like, last, train, backend, count).backend
+        if backend == "dense":  # of each product; the block-diagonal matrix of all would be mostly zeros
+            x, factors = _cast(x, product.factors)
+            matrix = SparseProduct(product.chain, factors, product.perm_in, product.perm_out).dense()
+            return matrix @ x if last else x @ matrix.mT
     if product.perm_in is not None:
         flat = flat.index_select(-2 if last else -1, product.perm_in)
-    chain = Chain((p.a * count, p.b, p.c, p.d) for p in product.chain)
     factors = [w.reshape(-1, *w.shape[-2:]) for w in product.factors]
     wide = flat.reshape(count * n, rows) if last else flat.movedim(0, 1).reshape(rows, count * n)
     y = apply(wide, chain, factors, backend, last)
@@ -147,6 +155,16 @@ def _batched(x: torch.Tensor, product: SparseProduct, backend: str, last: bool) 
     if product.perm_out is not None:
         y = y.index_select(-2 if last else -1, product.perm_out.argsort())
     return y.reshape(*batch, *y.shape[1:])
+
+
+def diagonal_chain(product: SparseProduct) -> Chain:
+    """The chain of a batch of products as one, block-diagonal: the batch multiplies every `a`."""
+    return _diagonal(product.chain, prod(product.batch))
+
+
+@lru_cache(maxsize=1024)
+def _diagonal(chain: Chain, count: int) -> Chain:
+    return Chain((p.a * count, p.b, p.c, p.d) for p in chain)
 
 
 def require_fitting(x: Any, product: Any, layout: str = "batch-first") -> None:
@@ -195,12 +213,14 @@ def explain(
     rows, count = whole("batch", batch), whole("threads", torch.get_num_threads() if threads is None else threads)
     if layout not in LAYOUTS:
         raise ValueError(f"layout is {layout!r}. Rule: one of {', '.join(LAYOUTS)}.")
+    products = 1
     if isinstance(product, SparseProduct):
-        chain = Chain((p.a * prod(product.batch), p.b, p.c, p.d) for p in product.chain)
-        device, dtype = device or product.device, dtype or product.factors[0].dtype
+        chain, products = diagonal_chain(product), prod(product.batch)
+        device, dtype = product.device if device is None else device, dtype or product.factors[0].dtype
     elif isinstance(product, Chain):
         chain = product
     else:
         raise TypeError(f"product is a {type(product).__name__}. Rule: a SparseProduct or a Chain.")
-    kind = torch.device(device or "cpu").type
-    return plan_for(Task(chain, rows, dtype_of(dtype or torch.float32), kind, layout, train, count), backend)
+    kind = kind_of("cpu" if device is None else device)
+    task = Task(chain, rows, dtype_of(dtype or torch.float32), kind, layout, train, count, products)
+    return plan_for(task, backend)

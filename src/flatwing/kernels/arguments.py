@@ -15,6 +15,7 @@ from .cost import dtype_name
 _SHAPE, _DEVICE = attrgetter("shape"), attrgetter("device")
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.complex64, torch.complex128)
+DEVICES = ("cpu", "cuda")
 LARGEST = 1 << 40  # of sizes and numbers of vectors
 
 
@@ -44,6 +45,20 @@ def dtype_of(dtype: torch.dtype | str) -> torch.dtype:
             raise ValueError(f"factors of dtype {name} are not multiplied. Rule: one of {', '.join(known)}.")
         raise ValueError(f"unknown dtype {name!r}{meant(name, known)} Rule: one of {', '.join(known)}.")
     return known[name]
+
+
+def kind_of(device: torch.device | str) -> str:
+    """The kind of a device whose times are predicted; it need not be here.
+
+    >>> kind_of("cuda:1")
+    'cuda'
+    """
+    kind = device.split(":")[0] if isinstance(device, str) else getattr(device, "type", None)
+    if not isinstance(kind, str):
+        raise TypeError(f"device is {device!r}. Rule: a device of torch or its name, such as 'cpu' or 'cuda:0'.")
+    if kind not in DEVICES:
+        raise ValueError(f"times on {kind!r} are not predicted{meant(kind, DEVICES)} Rule: {' or '.join(DEVICES)}.")
+    return kind
 
 
 def meant(name: str, known: Iterable[str]) -> str:

@@ -40,6 +40,8 @@ class Task:
     train: bool = False
     """Whether both gradients are counted in, too."""
     threads: int = 1
+    products: int = 1
+    """How many products of one size stand on the diagonal of the chain, which is that of all of them."""
     packed: bool = False
     """Whether the weights are prepared once, so that no call has to read, pack or merge them: see `Packed`."""
 
@@ -63,7 +65,11 @@ class Backend(abc.ABC):
 
     @abc.abstractmethod
     def unsupported_because(self, task: Task) -> str | None:
-        """None if supported, else a reason a user can act on."""
+        """None if supported, else a reason a user can act on. Takes no time."""
+
+    def fails_because(self, task: Task) -> str | None:
+        """None if a supported task can run here, else the reason. May take seconds: kernels are compiled and tried."""
+        return None
 
     @abc.abstractmethod
     def seconds(self, task: Task) -> float:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from functools import lru_cache, reduce
+from math import prod
 from typing import NamedTuple
 
 import torch
@@ -166,8 +167,11 @@ def native_seconds(task: Task) -> float:
 
 
 def dense_seconds(task: Task) -> float:
-    """One GEMM with a matrix that exists already: what structure must beat."""
-    return layer_seconds(*task.chain.shape, task)
+    """One GEMM, for a batch of products a batched one, with matrices that exist already: what structure must beat."""
+    m, n = task.chain.shape
+    if task.products > 1:
+        return factor_seconds(Pattern(task.products, m // task.products, n // task.products, 1), task)
+    return layer_seconds(m, n, task)
 
 
 def layer_seconds(m: int, n: int, task: Task) -> float:
@@ -188,6 +192,8 @@ def layer_seconds(m: int, n: int, task: Task) -> float:
 def overhead_seconds(task: Task, native: bool) -> float:
     """What `multiply` adds to every backend: checks, the plan, and what autograd records of compiled kernels."""
     machine = machine_of(task)
+    if task.products > 1:  # brought side by side and apart again
+        return 20 * machine.call + 2 * move_seconds(task.rows * sum(task.chain.shape), task)
     if task.packed:
         return PACKED * machine.call
     if native:
@@ -231,8 +237,8 @@ def merge_seconds(task: Task, patterns: tuple[Pattern, ...] | None = None) -> fl
         moved = move_seconds(4 * both.nnz, task)
         found += 25 * machine.call + _shared(Work(work + 0.5 * blocks * machine.block, read + moved), task)
     if whole:
-        m, n = task.chain.shape
-        found += 14 * machine.call + move_seconds(2 * m * n, task) + 3 * _fresh(m * n, task)
+        size = prod(task.chain.shape) // task.products
+        found += 14 * machine.call + move_seconds(2 * size, task) + 3 * _fresh(size, task)
     return found * (2.7 if task.train else 1)
 
 

@@ -72,8 +72,9 @@ class Plan:
         what = "training step" if self.task.train else "packed forward" if self.task.packed else "forward"
         source = "measured" if self.measured else "predicted"
         lines = [
-            f"{self.backend}: {1e6 * self.seconds:.3g} us {source} for a {what} with {self.task.rows} rows of "
-            f"{cost.dtype_name(self.task.dtype)} on {self.task.device}, {self.speedup:.2g}x dense; {self.reason}"
+            f"{self.backend}: {1e6 * self.seconds:.3g} us {source} for a {what} with up to {self.task.rows} rows of "
+            f"{cost.dtype_name(self.task.dtype)} on {self.task.device}, {self.speedup:.2g}x the speed of F.linear with "
+            f"a dense matrix ({1e6 * self.dense_seconds:.3g} us); {self.reason}"
         ]
         if self.merged:
             lines.append(f"  merged {'once' if self.task.packed else 'first'}, exactly: {self.chain}")
@@ -82,14 +83,14 @@ class Plan:
         return "\n".join(lines)
 
 
-def plan_of(chain: Chain, x: torch.Tensor, last: bool, train: bool, backend: str) -> Plan:
+def plan_of(chain: Chain, x: torch.Tensor, last: bool, train: bool, backend: str, products: int = 1) -> Plan:
     """The plan for multiplying x (rows, n), or (n, rows) if `last`; rows are rounded up to a power of two.
 
     This is on the way of every multiplication: about a microsecond.
     """
     rows, threads = x.shape[1 if last else 0], torch.get_num_threads()
     return _plan_of(
-        chain, wisdom.rounded(rows), x.dtype, x.device.type, last, train, threads, backend, wisdom.version()
+        chain, wisdom.rounded(rows), x.dtype, x.device.type, last, train, threads, products, backend, wisdom.version()
     )
 
 
@@ -102,11 +103,12 @@ def _plan_of(
     last: bool,
     train: bool,
     threads: int,
+    products: int,
     backend: str,
     version: int,
 ) -> Plan:
     layout: Layout = "batch-last" if last else "batch-first"
-    return plan_for(Task(chain, rows, dtype, device, layout, train, threads), backend)
+    return plan_for(Task(chain, rows, dtype, device, layout, train, threads, products), backend)
 
 
 def runner_of(chain: Chain, x: torch.Tensor, backend: str) -> Runner | None:
@@ -119,7 +121,7 @@ def runner_of(chain: Chain, x: torch.Tensor, backend: str) -> Runner | None:
 
 @lru_cache(maxsize=4096)
 def _runner_of(chain: Chain, rows: int, dtype: torch.dtype, threads: int, backend: str, version: int) -> Runner | None:
-    plan = _plan_of(chain, rows, dtype, "cpu", False, False, threads, backend, version)
+    plan = _plan_of(chain, rows, dtype, "cpu", False, False, threads, 1, backend, version)
     chosen = BACKENDS[plan.backend]
     return None if plan.merged or chosen.native else chosen.runner(chain, dtype, False)
 
@@ -139,8 +141,6 @@ def plan_for(task: Task, backend: str = "auto") -> Plan:
 @lru_cache(maxsize=4096)
 def _plan_for(task: Task, backend: str, _: int) -> Plan:
     known = wisdom.lookup(task)
-    if task.packed:  # measured were calls that read, pack and merge
-        known = {name: seconds for name, seconds in known.items() if name == "F.linear"}
     names = list(BACKENDS) if backend == "auto" else [backend]
     times: dict[str, float] = {}
     skipped: dict[str, str] = {}
@@ -152,6 +152,14 @@ def _plan_for(task: Task, backend: str, _: int) -> Plan:
             skipped[name] = why
         else:
             times[name] = known.get(name, 0.0) or _prediction(BACKENDS[name], task)
+    chosen = backend
+    while times:
+        chosen = min(times, key=lambda name: times[name])
+        why = BACKENDS[chosen].fails_because(task)  # of all that could run, only what is chosen compiles
+        if why is None:
+            break
+        skipped[chosen] = why
+        del times[chosen]
     if backend != "auto":
         if backend in skipped:
             usable = [n for n in BACKENDS if BACKENDS[n].unsupported_because(task) is None]
@@ -159,10 +167,9 @@ def _plan_for(task: Task, backend: str, _: int) -> Plan:
                 f"backend {backend!r} cannot multiply this: {skipped[backend]}. "
                 f"Rule: a backend that supports it, here {', '.join(usable)}, or backend='auto'."
             )
-        chosen, reason = backend, "asked for by name"
+        reason = "asked for by name"
     else:
-        chosen = min(times, key=lambda name: times[name])
-        reason = "the shortest time of all that can run" if len(times) > 1 else "the only one that can run"
+        reason = "the shortest time of all backends that can run" if len(times) > 1 else "the only one that can run"
     merged = BACKENDS[chosen].merges(task)
     dense = known.get("F.linear", 0.0) or cost.dense_seconds(task)
     ordered = tuple(sorted(times.items(), key=lambda item: item[1]))

@@ -19,6 +19,8 @@ from .factor import apply_factor, embed, with_batch
 from .pattern import Pattern
 from .split import Split
 
+ORDINARY = (torch.Tensor, torch.nn.Parameter)
+
 
 @final
 class SparseProduct:
@@ -89,14 +91,10 @@ class SparseProduct:
 
     @cached_property
     def plain_sizes(self) -> list[int] | None:
-        """Bytes of each factor, if this is one matrix in ordinary memory: no batch, permutation, subclass, or view that
-        torch has yet to conjugate; else None.
-        """
-        plain = (torch.Tensor, torch.nn.Parameter)
-        lazy = (type(w) not in plain or w.is_conj() or w.is_neg() for w in self.factors)
-        if self.batch or self.perm_in is not None or self.perm_out is not None or any(lazy):
-            return None
-        return [p.nnz * self.factors[0].itemsize for p in self.chain]
+        """Bytes of each factor, if this is one matrix of ordinary tensors, without permutations; else None."""
+        special = any(type(w) not in ORDINARY or w.is_conj() or w.is_neg() for w in self.factors)
+        special |= bool(self.batch) or self.perm_in is not None or self.perm_out is not None
+        return None if special else [p.nnz * self.factors[0].itemsize for p in self.chain]
 
     @property
     def device(self) -> torch.device:
@@ -327,10 +325,8 @@ class SparseProduct:
         """The values as (*batch, a, b, c, d) arrays, K[i b d + j d + l, i c d + k d + l] = T[i, j, k, l], the layout of
         lazylinop's `ks_values` and of the ksmm kernels.
         """
-        return [
-            w.reshape(*self.batch, p.a, p.d, p.b, p.c).movedim(-3, -1)
-            for p, w in zip(self.chain, self.factors, strict=True)
-        ]
+        pairs = zip(self.chain, self.factors, strict=True)
+        return [w.reshape(*self.batch, p.a, p.d, p.b, p.c).movedim(-3, -1) for p, w in pairs]
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file with the chain in its metadata; nothing is left behind if writing fails."""

@@ -6,11 +6,12 @@ from typing import Any
 import pytest
 import torch
 
-from flatwing import Chain
+from flatwing import Chain, kernels
+from flatwing.kernels import wisdom
 from flatwing.kernels.backend import BACKENDS, Gradients, Task
 from flatwing.kernels.backends import numba_cpu
 from flatwing.kernels.backends.numba_cpu import NumbaCPU
-from flatwing.kernels.cpu import blocks, dyadic
+from flatwing.kernels.cpu import blocks, dyadic, simd
 from flatwing.structure.factor import apply_factor
 
 DYADIC, GENERAL = Chain.butterfly(64), Chain.monarch(64, 64, blocks=8)
@@ -149,18 +150,48 @@ def test_a_compilation_that_fails_is_a_reason_that_stays(monkeypatch: pytest.Mon
         raise RuntimeError("LLVM says no")
 
     monkeypatch.setattr(dyadic, "forward", fail)
+    assert backend.unsupported_because(Task(DYADIC, 4)) is None
+    assert not tries, "nothing is compiled before it is chosen"
     for rows in (4, 8):
-        reason = backend.unsupported_because(Task(DYADIC, rows))
+        reason = backend.fails_because(Task(DYADIC, rows))
         assert reason == "numba could not compile the kernels of dyadic: RuntimeError: LLVM says no"
+        assert backend.unsupported_because(Task(DYADIC, rows)) == reason
     assert len(tries) == 1
-    assert backend.unsupported_because(Task(GENERAL, 4)) is None, "the other kernels still work"
+    assert backend.fails_because(Task(GENERAL, 4)) is None, "the other kernels still work"
+
+
+def test_what_cannot_be_compiled_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(kernels.BACKENDS._entries, "numba", NumbaCPU())
+    monkeypatch.setattr(dyadic, "forward", None)
+    version = iter(range(-1000, 0))
+    monkeypatch.setattr(wisdom, "version", lambda: next(version))
+    plan = kernels.explain(DYADIC, 64)
+    assert plan.backend != "numba"
+    assert "could not compile" in dict(plan.skipped)["numba"]
+    with pytest.raises(ValueError, match=r"backend 'numba' cannot multiply this: numba could not compile the kernels"):
+        kernels.explain(DYADIC, 64, backend="numba")
+
+
+@pytest.mark.parametrize("folder", ["somewhere", None])
+def test_long_compilations_are_explained(
+    folder: str | None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(numba_cpu, "WORTH_SAYING", -1.0)
+    monkeypatch.setattr(simd, "folder", lambda: folder)
+    backend = NumbaCPU()
+    for _ in range(2):
+        assert backend.fails_because(Task(DYADIC, 4)) is None
+    (said,) = caplog.messages
+    assert said.startswith("kernels for float32 were compiled in 0.")
+    assert ("kept for later processes in somewhere" in said) == (folder is not None)
+    assert ("set NUMBA_CACHE_DIR" in said) == (folder is None)
 
 
 def test_gradients_are_tried_for_training_only(monkeypatch: pytest.MonkeyPatch) -> None:
     backend = NumbaCPU()
     monkeypatch.setattr(dyadic, "backward", None)
-    assert backend.unsupported_because(Task(DYADIC, 4)) is None
-    assert backend.unsupported_because(Task(DYADIC, 4, train=True)) is not None
+    assert backend.fails_because(Task(DYADIC, 4)) is None
+    assert backend.fails_because(Task(DYADIC, 4, train=True)) is not None
 
 
 @pytest.mark.parametrize("chain", [DYADIC, GENERAL, Chain.butterfly(4)], ids=str)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import logging
+import time
 from collections.abc import Sequence
 from functools import cache, lru_cache
 from importlib.util import find_spec
@@ -17,6 +19,10 @@ from ...structure import Chain
 from ..backend import BACKENDS, Backend, Gradients, Prepared, Runner, Task
 
 _SHAPE = attrgetter("shape")
+_log = logging.getLogger(__name__)
+WORTH_SAYING = 2.0
+"""Seconds of compilation from which on the user is told what they were for."""
+
 HALVES = (torch.bfloat16, torch.float16)
 """Types that are computed in float32."""
 
@@ -25,8 +31,9 @@ HALVES = (torch.bfloat16, torch.float16)
 class NumbaCPU(Backend):
     """Dyadic butterflies and general blocks on the CPU, in real and complex numbers; uses torch's number of threads.
 
-    Numba is imported at first use, and kernels are compiled at the first use of a type of numbers: seconds once per
-    machine, tenths of a second later. `unsupported_because` reports what fails then, as long as the process lives.
+    Numba is imported when the first plan is made. Kernels are compiled when they are first chosen for a type of
+    numbers: seconds once per machine, tenths of a second later. What fails then is remembered as long as the process
+    lives.
     """
 
     def __init__(self) -> None:
@@ -43,17 +50,22 @@ class NumbaCPU(Backend):
             name, reason = _route(task.chain, dtype, last)
         except Exception as error:  # whatever an import may raise
             return f"numba does not work here: {_first_line(error)}. See `python -c 'import numba'`."
-        return reason or self._verdict(name, dtype, task.train)
+        return reason or self._verdicts.get((name, dtype, task.train))
 
-    def _verdict(self, name: str, dtype: torch.dtype, train: bool) -> str | None:
+    @override
+    def fails_because(self, task: Task) -> str | None:
         """None if the kernels compile, which a tiny product finds out, else why not; found out once."""
-        key = name, dtype, train
+        dtype = _computed(task.dtype)
+        name, _ = _route(task.chain, dtype, task.layout == "batch-last")
+        key = name, dtype, task.train
         if key not in self._verdicts:
+            start = time.perf_counter()
             try:
-                _try(name, dtype, train)
+                _try(*key)
                 self._verdicts[key] = None
             except Exception as error:  # compilers have many ways to fail
                 self._verdicts[key] = f"numba could not compile the kernels of {name}: {_first_line(error)}"
+            _say(dtype, time.perf_counter() - start)
         return self._verdicts[key]
 
     @override
@@ -153,6 +165,18 @@ def _try(name: str, dtype: torch.dtype, train: bool) -> None:
         kernels.forward(x, factors, chain.depths, False, 1)
         if train:
             kernels.backward(x, factors, chain.depths, x, False, True, True, 1)
+
+
+def _say(dtype: torch.dtype, seconds: float) -> None:
+    """Tell the user what took so long, unless it did not: later processes find the kernels on disk."""
+    if seconds > WORTH_SAYING:
+        where = importlib.import_module("..cpu.simd", __package__).folder()
+        kept = (
+            f"kept for later processes in {where}"
+            if where
+            else ("and will be in every process, as no folder for them can be written: set NUMBA_CACHE_DIR")
+        )
+        _log.warning("kernels for %s were compiled in %.1f s, %s", str(dtype).removeprefix("torch."), seconds, kept)
 
 
 def _first_line(error: Exception) -> str:

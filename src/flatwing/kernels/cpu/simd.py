@@ -28,6 +28,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 INDEX = ir.IntType(64)
 POINTER = ir.PointerType()
 
+_folders: list[str | None] = []
+
 _IMPORT = re.compile(rb"^from \.(\w+) import", re.MULTILINE)
 
 
@@ -274,9 +276,16 @@ def compiled(function: F) -> F:
     # numba notices changes of the function's own file only; the name in the cache tells about all others
     function.__qualname__ = f"{function.__qualname__}_{_digest(Path(function.__code__.co_filename))}"
     try:
-        return cast(F, numba.njit(cache=True, nogil=True, error_model="numpy")(function))
+        found = numba.njit(cache=True, nogil=True, error_model="numpy")(function)
     except RuntimeError:  # no folder can be written
         return cast(F, numba.njit(nogil=True, error_model="numpy")(function))
+    _folders.append(found.stats.cache_path)
+    return cast(F, found)
+
+
+def folder() -> str | None:
+    """Where machine code is kept; None if no folder can be written."""
+    return _folders[0] if _folders else None
 
 
 def _digest(path: Path) -> str:

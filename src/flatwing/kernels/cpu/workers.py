@@ -64,12 +64,13 @@ def _workers() -> ThreadPoolExecutor:
 def useful(threads: int, seconds: float) -> int:
     """How many of the threads to use for work that takes one of them so many seconds.
 
-    Torch allows one thread inside the workers of a DataLoader, so `torch.get_num_threads()` is right there as well.
+    No more than the machine has cores: further ones would only take turns. Torch allows one thread inside the workers
+    of a DataLoader, so `torch.get_num_threads()` is right there as well.
 
-    >>> useful(8, 20e-6), useful(8, 1.0)
-    (1, 8)
+    >>> useful(8, 20e-6), useful(1000, 1.0) <= os.cpu_count()
+    (1, True)
     """
-    return max(1, min(threads, int(seconds / WORTH) + 1)) if seconds > WORTH else 1
+    return max(1, min(threads, os.cpu_count() or 1, int(seconds / WORTH) + 1)) if seconds > WORTH else 1
 
 
 def split(rows: int, parts: int, unit: int = 1) -> list[tuple[int, int]]:
