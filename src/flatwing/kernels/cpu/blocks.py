@@ -76,7 +76,7 @@ def prepared(factors: Sequence[torch.Tensor], depths: Sequence[int]) -> Prepared
 
 
 def _run(
-    call: Call, x: torch.Tensor, last: bool, threads: int, packed: blocks_rows.Packed | None = None
+    call: Call, x: torch.Tensor, last: bool, threads: int, packed: blocks_rows.PackedWeights | None = None
 ) -> torch.Tensor:
     words, weights, n, m, widest, inner, _, nnz = call
     rows = x.shape[1 if last else 0]

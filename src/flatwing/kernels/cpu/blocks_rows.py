@@ -32,8 +32,8 @@ REGISTERS = vector_bytes() == 64
 REAL = (torch.float32, torch.float64)
 
 
-class Packed(NamedTuple):
-    """Weights as vectors, and the memory that holds them."""
+class PackedWeights(NamedTuple):
+    """Weights as these kernels read them: their address, and the memory that holds them."""
 
     address: int
     memory: np.ndarray
@@ -71,26 +71,26 @@ def _bytes(call: Call, item: int) -> int:
     return (call.nnz + spare) * item
 
 
-def pack(call: Call, dtype: torch.dtype) -> Packed:
+def pack(call: Call, dtype: torch.dtype) -> PackedWeights:
     """The weights of a call as these kernels read them, in memory of their own."""
-    address, memory = workers.aligned(_bytes(call, dtype.itemsize) + WIDE[dtype] * 8)
-    size = _bytes(call, dtype.itemsize)
-    kernels.pack(TAGS[dtype, WIDE[dtype]], call.words.buffer_info()[0], len(call.weights), address, address + size)
-    return Packed(address, memory)
+    wide, size = WIDE[dtype], _bytes(call, dtype.itemsize)
+    address, memory = workers.aligned(size + 8 * wide)  # an address for each lane behind the weights
+    kernels.pack(TAGS[dtype, wide], call.words.buffer_info()[0], len(call.weights), address, address + size)
+    return PackedWeights(address, memory)
 
 
-def forward(call: Call, x: torch.Tensor, y: torch.Tensor, threads: int, packed: Packed | None = None) -> None:
+def forward(call: Call, x: torch.Tensor, y: torch.Tensor, threads: int, packed: PackedWeights | None = None) -> None:
     """Write the product for the rows of x into the rows of y."""
-    rows, item = x.shape[0], x.element_size()
-    tag, spec, count = TAGS[x.dtype, WIDE[x.dtype]], call.words.buffer_info()[0], len(call.weights)
+    rows, item, wide = x.shape[0], x.element_size(), WIDE[x.dtype]
+    tag, spec, count = TAGS[x.dtype, wide], call.words.buffer_info()[0], len(call.weights)
     x, source, x_pitch = place(x)
     target, y_pitch = y.data_ptr(), call.m * item
     tile = min(TILE, rows)
-    # two rows must not lie a power of two apart: a cache holds few such lines
-    pitch = call.widest * item + WIDE[x.dtype]
+    # rows begin at a vector, and not a power of two apart: a cache holds few such lines
+    pitch = -(-call.widest * item // wide) * wide + wide
     area = tile * pitch if count > 1 else 0
     size = 0 if packed else _bytes(call, item)
-    table = 8 * WIDE[x.dtype]
+    table = 8 * wide
 
     def part(start: int, stop: int) -> None:
         memory, _memory = workers.scratch(table + 2 * area + size)
