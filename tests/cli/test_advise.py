@@ -14,7 +14,7 @@ from flatwing.kernels import wisdom
 
 FIELDS = (
     "shape chain patterns choice parameters dense_parameters density flops dense_flops dtype device machine threads "
-    "train batches wins equals source break_even tried verdict sentence alternatives notes"
+    "train packed batches wins equals source break_even tried verdict sentence alternatives notes"
 )
 ROW = "batch rows outcome backend seconds interval dense_seconds dense_interval speedup measured times"
 
@@ -61,6 +61,62 @@ def test_batches_between_powers_of_two_are_told_apart() -> None:
     lines = run("--chain", "butterfly(1024)", "--batch", "33,64").stdout.splitlines()
     assert [line.split()[:3] for line in lines if line.strip().startswith("33")] == [["33", "as", "64"]]
     assert lines[-1].endswith("Batch 33 counts as 64, as plans are made for powers of two.")
+
+
+def test_batches_that_were_asked_are_answered_first() -> None:
+    """A batch at which dense wins is not answered with other batches, at which the chain wins."""
+    arguments = "--in", 64, "--out", 64, "--batch", 1, "--threads", 1
+    record = run_json(*arguments)
+    assert (record["verdict"], record["wins"] != []) == ("dense", True)
+    assert record["sentence"].startswith("Keep dense: at batch 1 it is predicted")
+    assert f"the chain wins from {record['break_even']}" in record["sentence"]
+    assert run(*arguments, "--format", "quiet").stdout.startswith("dense\t")
+
+
+@pytest.mark.parametrize("arguments", [("--in", 1, "--out", 1), ("--chain", "(1,1,1,1)")])
+def test_no_break_even_where_nothing_is_saved(arguments: tuple[object, ...]) -> None:
+    lines = run(*arguments).stdout.splitlines()
+    assert lines[-2] == f"{'break-even':<12}none"
+    assert lines[-1].startswith("Keep dense: the chain has ")
+
+
+def test_packed_weights() -> None:
+    arguments = "--chain", "butterfly(256)", "--batch", "1", "--threads", 1
+    plain, packed = run_json(*arguments), run_json(*arguments, "--packed")
+    assert (plain["packed"], packed["packed"]) == (False, True)
+    assert packed["batches"][0]["seconds"] < plain["batches"][0]["seconds"]
+    assert f"{'task':<12}forward with packed weights, float32, 1 thread" in run(*arguments, "--packed").stdout
+
+
+@pytest.mark.filterwarnings("default:.*wisdom:RuntimeWarning")
+@pytest.mark.parametrize(
+    ("text", "start"),
+    [
+        ("a diary", "the wisdom file '{}' is ignored"),
+        ('{"format": 1}', "the wisdom file '{}' was damaged"),
+    ],
+)
+def test_a_warning_is_one_sentence(text: str, start: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = tmp_path / "w.json"
+    place.write_text(text)
+    monkeypatch.setenv("FLATWING_WISDOM", str(place))
+    wisdom.forget()
+    result = run("--chain", "butterfly(64)", "--batch", "8", "--threads", 1)
+    wisdom.forget()
+    assert result.exit_code == 0
+    assert result.stderr.startswith(f"warning: {start.format(place)}")
+    assert (result.stderr.count("\n"), "RuntimeWarning" in result.stderr) == (1, False)
+
+
+def test_measuring_is_refused_where_it_cannot_be_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.mkfifo(tmp_path / "w.json")
+    monkeypatch.setenv("FLATWING_WISDOM", str(tmp_path / "w.json"))
+    wisdom.forget()
+    result = run("--chain", "butterfly(64)", "--batch", "8", "--measure")
+    wisdom.forget()
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith("error: ")
+    assert "is no wisdom file (it is a pipe) and stays as it is" in result.stderr
 
 
 def test_quiet_is_one_line() -> None:
@@ -122,6 +178,7 @@ def test_an_interruption_is_told_and_keeps_what_was_measured(tmp_path: Path, mon
         (("--in", 8, "--out", 8, "--chain", "butterfly(16)"), "shape 16 x 16, wanted is 8 x 8"),
         (("--in", 8, "--out", 8, "--chain", "nonsense"), "is not a chain"),
         (("--in", 10**7, "--out", 10**7, "--measure"), "Leave out --measure"),
+        (("--in", 8, "--out", 8, "--train", "--packed"), "--train and --packed were both given"),
         (("--in", -1, "--out", 8), "n (inputs) is -1"),
     ],
 )

@@ -1,12 +1,14 @@
 """A packed product is `multiply` with a copy of the weights, wherever the call comes from."""
 
+import pickle
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 
 from flatwing import Chain, SparseProduct, kernels
-from flatwing.kernels import Packed, wisdom
+from flatwing.kernels import BACKENDS, Packed, wisdom
 from flatwing.kernels.backend import Task
 from flatwing.kernels.plan import plan_for
 from strategies import as_user
@@ -132,16 +134,39 @@ def test_neighbours_are_merged_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(merges) == count
 
 
-def test_new_measurements_change_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("wisdom_file")
+def test_new_measurements_change_the_plan() -> None:
     """What was measured of calls that prepare says nothing of packed ones, but of the dense layer it does."""
-    product = random_product("butterfly(64)")
-    known = {"numba": 1.0, "bmm": 1.0, "F.linear": 7.0}
-    monkeypatch.setattr(wisdom, "lookup", lambda task: known)
-    monkeypatch.setattr(wisdom, "version", lambda: -1)
-    plan = Packed(product).plan(2)
-    assert plan.dense_seconds == 7.0
+    packed = Packed(random_product("butterfly(64)"))
+    task = packed.plan(2).task
+    wisdom.store(replace(task, packed=False), {"numba": 1.0, "bmm": 1.0, "F.linear": 7.0})
+    plan = packed.plan(2)
+    assert (plan.dense_seconds, plan.measured) == (7.0, False)
     assert plan.seconds < 1e-3
-    assert not plan.measured
+    wisdom.store(task, {"bmm": 2e-7, "F.linear": 6.0})
+    plan = packed.plan(2)
+    assert (plan.backend, plan.seconds, plan.dense_seconds, plan.measured) == ("bmm", 2e-7, 6.0, True)
+    assert wisdom.lookup(replace(task, packed=False))["F.linear"] == 7.0
+
+
+@pytest.mark.parametrize("name", ["bmm", "dense", "reference"])
+def test_a_named_backend_runs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    product, x, prepared = random_product("monarch(30, 42, blocks=6)"), vectors(5, 42), []
+    real = BACKENDS[name].prepared
+    monkeypatch.setattr(BACKENDS[name], "prepared", lambda *a: prepared.append(name) or real(*a))
+    packed = Packed(product, backend=name)
+    torch.testing.assert_close(packed(x), x @ product.dense().T, rtol=0, atol=1e-4)
+    assert (prepared, packed.plan(5).backend) == ([name], name)
+    again = pickle.loads(pickle.dumps(packed))
+    assert again.plan(5).backend == name
+
+
+def test_a_named_backend_that_cannot_run_raises() -> None:
+    with pytest.raises(ValueError, match=r"bnm.*bmm"):
+        Packed(random_product("butterfly(64)"), backend="bnm")
+    packed = Packed(random_product("butterfly(64)"), backend="triton")
+    with pytest.raises(ValueError, match="backend 'triton' cannot multiply this"):
+        packed(vectors(3, 64))
 
 
 def test_wrong_arguments() -> None:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from flatwing import Chain
+from flatwing import Chain, SparseProduct
 from flatwing.kernels import BACKENDS, race
 from flatwing.kernels.backend import Task
 from flatwing.kernels.plan import plan_for
@@ -43,6 +43,27 @@ def test_a_step_takes_gradients_of_everything(monkeypatch: pytest.MonkeyPatch) -
     race.race(Task(CHAIN, 3, train=True), ["bmm"], seconds=0.0)
     dense, chain = sorted([(3, 24), (16, 24)]), sorted([(3, 24), *((p.blocks, p.b, p.c) for p in CHAIN)])
     assert {tuple(found) for found in shapes} == {tuple(dense), tuple(chain)}
+
+
+def test_packed_products_take_part_in_packed_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[str, tuple[int, ...]]] = []
+
+    class Packed:
+        def __init__(self, product: SparseProduct, *, backend: str) -> None:
+            self.product, self.backend = product, backend
+
+        def __call__(self, x: torch.Tensor) -> torch.Tensor:
+            seen.append((self.backend, tuple(x.shape)))
+            return x
+
+    monkeypatch.setattr(race, "Packed", Packed)
+    assert set(race.race(Task(CHAIN, 3, packed=True), ["bmm", "dense"], seconds=0.0)) == {"bmm", "dense", "F.linear"}
+    assert set(seen) == {("bmm", (3, 24)), ("dense", (3, 24))}
+
+
+def test_packed_products_are_timed() -> None:
+    task = Task(CHAIN, 3, packed=True)
+    assert set(race.race(task, seconds=0.0)) == set(dict(plan_for(task).times)) | {"F.linear"}
 
 
 def test_threads_are_as_before() -> None:

@@ -42,6 +42,8 @@ def test_what_is_stored_is_found_in_this_process_and_the_next(wisdom_file: Path)
         Task(CHAIN, rows=8, train=True),
         Task(CHAIN, rows=8, threads=2),
         Task(CHAIN, rows=8, device="cuda"),
+        Task(CHAIN, rows=8, products=2),
+        Task(CHAIN, rows=8, packed=True),
     ],
     ids=wisdom.key,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Annotated
 
 import typer
@@ -32,6 +33,10 @@ def command(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     threads: Annotated[int | None, typer.Option(help="Threads on the CPU, by default those of torch.")] = None,
     train: Annotated[bool, typer.Option("--train", help="A training step: with both gradients.")] = False,
+    packed: Annotated[
+        bool,
+        typer.Option("--packed", help="Inference with weights that are prepared once, as by Packed."),
+    ] = False,
     measure: Annotated[
         bool, typer.Option("--measure", help="Time it here, beside dense, and let later plans know.")
     ] = False,
@@ -45,9 +50,16 @@ def command(
     machine that are measured once; with --measure they are taken here and now, in turns with dense. Both are kept in a
     small file that later multiplications follow, in the cache folder or where FLATWING_WISDOM says. A batch counts as
     the next power of two, as in plans; predictions that differ by less than 1.3 are about equal. How well a chain
-    approximates a matrix is for flatwing factorize to tell.
+    approximates a matrix is for flatwing factorize to tell. The answer is about the batches of --batch; what holds for
+    other powers of two is told after it.
     """
-    with working("measuring") as progress:
+    if train and packed:
+        raise ValueError(
+            "--train and --packed were both given. Rule: at most one of them; packed weights do not change, so that "
+            "they have no gradients. Ask twice, for each of them."
+        )
+    with working("measuring") as progress, warnings.catch_warnings():
+        warnings.showwarning = _tell
         advice = advise(
             rows,
             columns,
@@ -58,6 +70,7 @@ def command(
             device=device,
             threads=threads,
             train=train,
+            packed=packed,
             measure=measure,
             progress=progress,
         )
@@ -69,6 +82,11 @@ def command(
         typer.echo(f"{advice.verdict}\t{advice.chain}")
     else:
         _print(advice)
+
+
+def _tell(message: Warning | str, *_: object) -> None:
+    """Say what is warned of in a sentence, without the line of code that a program would be told."""
+    note(f"warning: {message}")
 
 
 def _batches(text: str) -> list[int]:
@@ -88,7 +106,7 @@ def _print(advice: Advice) -> None:
         "choice": None if advice.choice == "as given" else advice.choice,
         "parameters": f"{chain.nnz:,} = {percent(chain.density)} of the {m * n:,} dense ones",
         "flops": f"{chain.flops:,} per vector instead of {2 * m * n:,}",
-        "task": f"{'training step' if advice.train else 'forward'}, {advice.as_dict()['dtype']}, {where}",
+        "task": f"{_what(advice)}, {advice.as_dict()['dtype']}, {where}",
     }
     for name, text in lines.items():
         if text is not None:
@@ -98,6 +116,10 @@ def _print(advice: Advice) -> None:
         stdout().print(_others(advice))
     typer.echo(f"{'break-even':<12}{'none' if advice.break_even is None else f'batch {advice.break_even:,}'}")
     typer.echo(advice.sentence)
+
+
+def _what(advice: Advice) -> str:
+    return "training step" if advice.train else "forward with packed weights" if advice.packed else "forward"
 
 
 def _table(rows: tuple[Row, ...]) -> Table:

@@ -24,6 +24,8 @@ BE = {
     "in part measured": "is predicted, in part measured, to be",
 }
 
+WHO = {"structure": "the chain wins", "equal": "the two are about equal", "dense": "dense wins"}
+
 
 @final
 @dataclass(frozen=True)
@@ -102,9 +104,9 @@ class Alternative:
 class Advice:
     """Whether a chain is faster than the dense matrix of its shape; immutable.
 
-    `wins` are the intervals (first, last) of batches in which it is, `equals` those in which both take about as long,
-    out of those in `tried`, which are powers of two; `source` tells how the times of these are known, a key of `BE`.
-    `choice` says why it is this chain. `alternatives`, the chosen one first, are those of a budget.
+    `rows` are the answers for the batches that were asked for; `source` tells how their times are known, a key of `BE`.
+    `outcomes` are those of all batches that were looked at, which are powers of two, in order. `choice` says why it is
+    this chain. `alternatives`, the chosen one first, are those of a budget.
     """
 
     chain: Chain
@@ -113,39 +115,52 @@ class Advice:
     device: str
     threads: int
     train: bool
+    packed: bool
     rows: tuple[Row, ...]
-    wins: tuple[tuple[int, int], ...]
-    tried: tuple[int, ...]
+    outcomes: tuple[tuple[int, str], ...]
+    source: str = "predicted"
     alternatives: tuple[Alternative, ...] = ()
     notes: tuple[str, ...] = ()
-    equals: tuple[tuple[int, int], ...] = ()
-    source: str = "predicted"
 
     @property
     def verdict(self) -> str:
-        """What to take: "structure", "dense" or "equal" if it is that at every batch, else "depends".
+        """What to take at the batches that were asked for: "structure", "dense", "equal", or else it "depends".
 
-        Dense it is, too, if the chain is faster nowhere and slower somewhere, or does not save a single parameter.
+        Dense it is, too, if the chain is faster at none and slower at some, or does not save a single parameter.
         """
-        whole = ((self.tried[0], self.tried[-1]),)
-        if self.chain.density >= 1:
+        found = {row.outcome for row in self.rows}
+        if not self._saves or found == {"dense", "equal"}:
             return "dense"
-        if not self.wins:
-            return "equal" if self.equals == whole else "dense"
-        return "structure" if self.wins == whole else "depends"
+        return found.pop() if len(found) == 1 else "depends"
 
     @property
     def break_even(self) -> int | None:
-        """The smallest batch that was looked at and at which the chain wins; None if it never does."""
-        return self.wins[0][0] if self.wins else None
+        """The smallest batch looked at where the chain wins; None if it does at none, or saves no parameter."""
+        wins = self.runs("structure")
+        return wins[0][0] if wins and self._saves else None
+
+    @property
+    def tried(self) -> tuple[int, ...]:
+        """The batches that were looked at."""
+        return tuple(batch for batch, _ in self.outcomes)
+
+    def runs(self, outcome: str) -> tuple[tuple[int, int], ...]:
+        """First and last batch of every run of those looked at that have this outcome."""
+        runs: list[tuple[int, int]] = []
+        previous = ""
+        for batch, found in self.outcomes:
+            if found == outcome:
+                runs.append((runs.pop()[0], batch) if found == previous else (batch, batch))
+            previous = found
+        return tuple(runs)
 
     @property
     def sentence(self) -> str:
-        """The answer in words."""
+        """The answer in words: first for the batches that were asked for, then for the others."""
         share, be = f"with {percent(self.chain.density)} of the parameters", BE[self.source]
-        every = self._span(self.tried[0], self.tried[-1], "at every power of two from batch", "at batch")
-        equal = " and ".join(self._span(low, high, "from", "") for low, high in self.equals)
-        if self.chain.density >= 1:
+        every = _at([row.batch for row in self.rows])
+        at = {row.outcome: _at([r.batch for r in self.rows if r.outcome == row.outcome]) for row in self.rows}
+        if not self._saves:
             said = f"Keep dense: the chain has {percent(self.chain.density)} of its parameters ({self._ratios()})."
         elif self.verdict == "equal":
             said = (
@@ -153,36 +168,32 @@ class Advice:
             )
         elif self.verdict == "structure":
             said = f"Use the chain: {every} it {be} faster than dense ({self._ratios()}), {share}."
-        elif self.verdict == "dense" and not equal:
-            said = f"Keep dense: {every} it {be} faster than this chain ({self._ratios()})."
         elif self.verdict == "dense":
-            said = (
-                f"Keep dense: it {be} faster than this chain, but about equal for batches {equal} ({self._ratios()})."
-            )
+            but = f", {at['equal']} about as fast" if "equal" in at else ""
+            said = f"Keep dense: {at['dense']} it {be} faster than this chain{but} ({self._ratios()})."
         else:
-            where = " and ".join(self._span(low, high, "from", "") for low, high in self.wins)
-            others = [f"about equal for {equal}"] if equal else []
-            others += ["keep dense for the others"] if self._count(self.wins + self.equals) < len(self.tried) else []
-            said = f"Use the chain for batches {where}, where it {be} faster, {share}; {'; '.join(others)} "
-            said += f"({self._ratios()}{'; powers of two were looked at' if self._is_grid() else ''})."
-        return said + self._rounded()
+            others = [f"keep dense {at['dense']}"] if "dense" in at else []
+            others += [f"about equal {at['equal']}"] if "equal" in at else []
+            said = f"Use the chain {at['structure']}, where it {be} faster, {share}; {'; '.join(others)} "
+            said += f"({self._ratios()})."
+        return said + self._elsewhere() + self._rounded()
 
-    def _is_grid(self) -> bool:
-        """Whether other batches were looked at than those that were asked for."""
-        return len(self.tried) > len({row.rows for row in self.rows})
+    @property
+    def _saves(self) -> bool:
+        return self.chain.density < 1
 
-    def _count(self, runs: tuple[tuple[int, int], ...]) -> int:
-        return sum(low <= batch <= high for batch in self.tried for low, high in runs)
-
-    def _span(self, low: int, high: int, between: str, among: str) -> str:
-        """The batches from low to high; only those that were asked for where no others were looked at."""
-        own = [batch for batch in self.tried if low <= batch <= high]
-        if len(own) > 1 and self._is_grid():
-            return f"{between} {low} to {high}".strip()
-        return f"{among} {_listed(own)}".strip()
+    def _elsewhere(self) -> str:
+        """What holds at other batches, if others were looked at."""
+        if not self._saves or len(self.outcomes) == len({row.rows for row in self.rows}):
+            return ""
+        told = [f"{who} {_spans(runs)}" for outcome, who in WHO.items() if (runs := self.runs(outcome))]
+        powers = f"powers of two from {self.tried[0]} to {self.tried[-1]}"
+        return f" So it is at all {powers}." if len(told) == 1 else f" Of the {powers}, {', '.join(told)}."
 
     def _ratios(self) -> str:
-        shown = (self.rows[0], self.rows[-1]) if len(self.rows) > 1 else self.rows
+        if len(self.rows) == 1:
+            return f"{round_to_two(self.rows[0].speedup)}x"
+        shown = self.rows[0], self.rows[-1]
         return ", ".join(f"{round_to_two(row.speedup)}x at batch {row.batch}" for row in shown)
 
     def _rounded(self) -> str:
@@ -210,9 +221,10 @@ class Advice:
             "machine": wisdom.machine(self.device),
             "threads": self.threads,
             "train": self.train,
+            "packed": self.packed,
             "batches": [row.as_dict() for row in self.rows],
-            "wins": [list(interval) for interval in self.wins],
-            "equals": [list(interval) for interval in self.equals],
+            "wins": [list(run) for run in self.runs("structure")],
+            "equals": [list(run) for run in self.runs("equal")],
             "source": self.source,
             "break_even": self.break_even,
             "tried": list(self.tried),
@@ -224,6 +236,24 @@ class Advice:
 
     def __str__(self) -> str:
         return self.sentence
+
+
+def _at(batches: list[int]) -> str:
+    """Batches in words.
+
+    >>> _at([4]), _at([1, 4])
+    ('at batch 4', 'at batches 1 and 4')
+    """
+    return f"at batch{'es' * (len(batches) > 1)} {_listed(batches)}"
+
+
+def _spans(runs: tuple[tuple[int, int], ...]) -> str:
+    """Runs of batches in words.
+
+    >>> _spans(((1, 4), (16, 16)))
+    'from 1 to 4 and at 16'
+    """
+    return " and ".join(f"at {low}" if low == high else f"from {low} to {high}" for low, high in runs)
 
 
 def _listed(numbers: list[int]) -> str:

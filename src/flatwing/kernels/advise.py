@@ -16,11 +16,11 @@ from .advice import Advice, Alternative, Row
 from .arguments import dtype_of, meant, whole
 from .backend import Task
 from .plan import Plan, plan_for
-from .race import DENSE, Timing, race
+from .race import Timing, race
 from .rates import ensure_rates
 
 BATCHES = (1, 16, 256, 4096)
-GRID = tuple(1 << i for i in range(17))  # where the break-even batch is looked for
+LAST = 1 << 16  # up to which the break-even batch is looked for
 DEVICES = ("cpu", "cuda")
 
 Progress = Callable[[str, int, int], object]
@@ -37,6 +37,7 @@ def advise(
     device: str | torch.device = "cpu",
     threads: int | None = None,
     train: bool = False,
+    packed: bool = False,
     measure: bool = False,
     progress: Progress | None = None,
 ) -> Advice:
@@ -53,6 +54,7 @@ def advise(
         device: "cpu", "cuda".
         threads: of torch, on the CPU, at most as many as there are cores; by default as many as it uses now.
         train: count both gradients in.
+        packed: for inference with `Packed`: weights that do not change were read, merged and packed once.
         measure: time it here and now, beside the dense layer, and store the times for later plans. Otherwise times
             are those stored, or predicted by a model, without allocating anything.
         progress: called as progress(what, done, total).
@@ -71,11 +73,16 @@ def advise(
     batches, dtype, device, threads = _batches(batches), dtype_of(dtype), _device(device), _threads(threads, notes)
     if chain is not None and budget is not None:
         raise ValueError("a chain and a budget were given. Rule: at most one of them; the budget chooses a chain.")
+    if train and packed:
+        raise ValueError(
+            "train and packed were both asked for. Rule: at most one of them; packed weights do not change, "
+            "so that they have no gradients. Ask twice, for each of them."
+        )
     given = Chain.parse(chain) if isinstance(chain, str) else chain
     m, n = _sizes(m, n, given)
 
     def task(chain: Chain, batch: int) -> Task:
-        return Task(chain, batch, dtype, device, train=train, threads=threads)
+        return Task(chain, batch, dtype, device, train=train, threads=threads, packed=packed)
 
     if measure:
         wisdom.require_place()
@@ -103,23 +110,14 @@ def advise(
                 wisdom.store(task(given, size), {name: timing.seconds for name, timing in timings.items()})
             looked_at[size] = _timed(size, timings)
     else:
-        looked_at = {size: _predicted(plan_for(task(given, size))) for size in {*GRID, *asked.values()}}
-    tried = tuple(sorted(looked_at))
-    known = {row.measured for row in looked_at.values()}
+        last = max(LAST, *asked.values())
+        looked_at = {size: _predicted(plan_for(task(given, size))) for size in _powers(last)}
+    rows = tuple(replace(looked_at[size], batch=batch) for batch, size in asked.items())
+    known = {row.measured for row in rows}
+    source = "in part measured" if len(known) > 1 else "measured" if known == {True} else "predicted"
+    outcomes = tuple((size, looked_at[size].outcome) for size in sorted(looked_at))
     return Advice(
-        given,
-        choice,
-        dtype,
-        device,
-        threads,
-        train,
-        tuple(replace(looked_at[size], batch=batch) for batch, size in asked.items()),
-        _runs(tried, {size: row.outcome == "structure" for size, row in looked_at.items()}),
-        tried,
-        alternatives,
-        tuple(notes),
-        _runs(tried, {size: row.outcome == "equal" for size, row in looked_at.items()}),
-        "in part measured" if len(known) > 1 else "measured" if known == {True} else "predicted",
+        given, choice, dtype, device, threads, train, packed, rows, outcomes, source, alternatives, tuple(notes)
     )
 
 
@@ -133,31 +131,25 @@ def _noting(notes: list[str], what: str) -> Iterator[None]:
 
 
 def _predicted(plan: Plan) -> Row:
-    rows, measured = plan.task.rows, plan.measured and DENSE in wisdom.lookup(plan.task)
+    rows, measured = plan.task.rows, plan.measured and wisdom.DENSE in wisdom.lookup(plan.task)
     return Row(rows, rows, plan.backend, plan.seconds, plan.dense_seconds, measured, None, None, plan.times)
 
 
 def _timed(rows: int, timings: dict[str, Timing]) -> Row:
-    own = {name: timing for name, timing in timings.items() if name != DENSE}
+    own, dense = {name: timing for name, timing in timings.items() if name != wisdom.DENSE}, timings[wisdom.DENSE]
     best = min(own, key=lambda name: own[name].seconds)
-    interval, dense_interval = ((timing.low, timing.high) for timing in (own[best], timings[DENSE]))
+    interval, dense_interval = ((timing.low, timing.high) for timing in (own[best], dense))
     times = tuple(sorted(((name, t.seconds) for name, t in own.items()), key=lambda item: item[1]))
-    return Row(rows, rows, best, own[best].seconds, timings[DENSE].seconds, True, interval, dense_interval, times)
+    return Row(rows, rows, best, own[best].seconds, dense.seconds, True, interval, dense_interval, times)
 
 
-def _runs(tried: Sequence[int], points: dict[int, bool]) -> tuple[tuple[int, int], ...]:
-    """First and last batch of every run of batches at which the chain wins.
+def _powers(last: int) -> list[int]:
+    """The powers of two up to the last one.
 
-    >>> _runs((1, 2, 4, 8), {1: True, 2: True, 4: False, 8: True})
-    ((1, 2), (8, 8))
+    >>> _powers(8)
+    [1, 2, 4, 8]
     """
-    runs: list[tuple[int, int]] = []
-    previous = False
-    for batch in tried:
-        if points[batch]:
-            runs.append((runs.pop()[0], batch) if previous else (batch, batch))
-        previous = points[batch]
-    return tuple(runs)
+    return [1 << i for i in range(last.bit_length())]
 
 
 def _alternatives(
@@ -187,25 +179,19 @@ def _sizes(m: int | None, n: int | None, chain: Chain | None) -> tuple[int, int]
                 f"the weight of a linear layer; leave the sizes out to take those of the chain."
             )
         return rows, columns
-    for name, value in (("m (outputs)", m), ("n (inputs)", n)):
-        if value is None:
-            raise ValueError(f"{name} is missing. Rule: both sizes of the matrix, or a chain, which has them.")
-        whole(name, value)
-    assert m is not None
-    assert n is not None
-    return m, n
+    if m is None or n is None:
+        name = "m (outputs)" if m is None else "n (inputs)"
+        raise ValueError(f"{name} is missing. Rule: both sizes of the matrix, or a chain, which has them.")
+    return whole("m (outputs)", m), whole("n (inputs)", n)
 
 
 def _batches(batches: int | Sequence[int]) -> tuple[int, ...]:
-    if isinstance(batches, int):
-        batches = (batches,)
-    if not isinstance(batches, Sequence) or isinstance(batches, str):
+    if isinstance(batches, str):
         raise TypeError(f"batches is {batches!r}. Rule: a number of vectors or a list of such numbers, as in [1, 16].")
-    for batch in batches:
-        whole("batch", batch)
-    if not batches:
+    found = tuple(whole("batch", batch) for batch in (batches if isinstance(batches, Sequence) else [batches]))
+    if not found:
         raise ValueError("no batch was given. Rule: at least one number of vectors, such as 16.")
-    return tuple(dict.fromkeys(batches))
+    return tuple(dict.fromkeys(found))
 
 
 def _device(device: str | torch.device) -> str:
@@ -223,7 +209,7 @@ def _device(device: str | torch.device) -> str:
 def _threads(threads: int | None, notes: list[str]) -> int:
     if threads is None:
         return torch.get_num_threads()
-    whole("threads", threads)
+    threads = whole("threads", threads)
     cores = os.cpu_count() or 1
     if threads > cores:
         notes.append(f"threads={threads} are more than the {cores} cores of this machine; the advice is for {cores}")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from math import prod
 from typing import final
 
 import torch
 from jaxtyping import Num
 
-from ..structure import Chain, SparseProduct
+from ..structure import SparseProduct
 from . import dispatch, wisdom
-from .api import multiply, require_fitting
+from .api import diagonal_chain, multiply, require_fitting
 from .arguments import whole
 from .backend import BACKENDS, Prepared, Task
 from .plan import Plan, merged_factors, plan_for
@@ -26,9 +28,11 @@ class Packed:
     vectors gain most, as no call reads, checks and packs each factor. Plans differ from those of `multiply`, too, where
     merging neighbours, or all factors to a dense matrix of m n numbers, is worth it only once.
 
-    Raises `TypeError` for what is no product; calls raise as `multiply` does. Memory: a copy of the weights, and what
-    is prepared when a number of vectors is met whose plan is new.
+    A named `backend` runs or raises. Raises `TypeError` for what is no product, `ValueError` for a backend that is
+    unknown; calls raise as `multiply` does. Memory: a copy of the weights, and what is prepared when a number of
+    vectors is met whose plan is new.
 
+    >>> from flatwing import Chain
     >>> P = SparseProduct(Chain.butterfly(4), [torch.ones(2, 2, 2)] * 2)
     >>> packed = Packed(P)
     >>> P.factors[0].zero_().sum(), packed(torch.ones(2, 4))
@@ -36,9 +40,12 @@ class Packed:
             [4., 4., 4., 4.]]))
     """
 
-    def __init__(self, product: SparseProduct) -> None:
+    def __init__(self, product: SparseProduct, *, backend: str = "auto") -> None:
         if not isinstance(product, SparseProduct):
             raise TypeError(f"product is a {type(product).__name__}. Rule: a SparseProduct, such as layer.product.")
+        if backend != "auto":
+            BACKENDS[backend]  # raises if it is unknown
+        self._backend = backend
         factors = [w.detach().resolve_conj().resolve_neg().contiguous().clone() for w in product.factors]
         self.product = SparseProduct(product.chain, factors, product.perm_in, product.perm_out)
         """The copy, which is for reading only."""
@@ -48,8 +55,9 @@ class Packed:
         self._chosen: dict[tuple[int, int, int], Prepared] = {}
         self._prepared: dict[tuple[str, tuple[int, ...]], Prepared] = {}
 
-    def __reduce__(self) -> tuple[type[Packed], tuple[SparseProduct]]:
-        return Packed, (self.product,)  # what was prepared lies at addresses of this process
+    def __reduce__(self) -> tuple[Callable[..., Packed], tuple[SparseProduct]]:
+        # without what was prepared, which lies at addresses of this process
+        return partial(Packed, backend=self._backend), (self.product,)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -64,18 +72,20 @@ class Packed:
             require_fitting(x, self.product)
             if not self.product.batch and self._reads(x):
                 return self._permuted(x)
-        return multiply(x, self.product)
+        return multiply(x, self.product, backend=self._backend)
 
     def plan(self, batch: int = 16, threads: int | None = None) -> Plan:
         """The plan for so many vectors, with the time of one call.
 
+        >>> from flatwing import Chain
         >>> P = SparseProduct(Chain.monarch(64, 64, blocks=8), [torch.ones(8, 8, 8)] * 2)
         >>> Packed(P).plan(1).backend
         'dense'
         """
         rows, count = whole("batch", batch), whole("threads", _threads() if threads is None else threads)
-        chain = Chain((p.a * prod(self.product.batch), p.b, p.c, p.d) for p in self.product.chain)
-        return plan_for(Task(chain, rows, self._dtype, self._device.type, threads=count, packed=True))
+        chain, products = diagonal_chain(self.product), prod(self.product.batch)
+        task = Task(chain, rows, self._dtype, self._device.type, threads=count, products=products, packed=True)
+        return plan_for(task, self._backend)
 
     def _reads(self, x: torch.Tensor) -> bool:
         """Whether what was prepared can multiply x; `multiply` does the rest."""

@@ -20,9 +20,10 @@ from ..core import using_threads
 from ..structure import SparseProduct
 from .api import multiply
 from .backend import Task
+from .packed import Packed
 from .plan import plan_for
+from .wisdom import DENSE
 
-DENSE = "F.linear"
 ROUNDS = 7  # at least
 SAMPLE = 1e-3  # seconds; shorter calls are repeated until they take that long
 HOPELESS = 30  # times the fastest prediction: who is expected to take so long does not take part
@@ -45,7 +46,7 @@ def race(task: Task, names: Sequence[str] | None = None, *, seconds: float = 0.3
 
     They take turns in an order drawn anew in each round, so that what else the machine does hits all alike, for about
     `seconds` each and at least `ROUNDS` rounds. Whole calls are timed: `multiply`, for `task.train` with the gradients
-    of the vectors and of all weights.
+    of the vectors and of all weights, for `task.packed` those of `Packed`, prepared before.
 
     Raises `ValueError` for a backend that is unknown or does not support the task, and, before anything is allocated,
     if the vectors and the dense matrix do not fit into the free memory.
@@ -79,6 +80,8 @@ def race(task: Task, names: Sequence[str] | None = None, *, seconds: float = 0.3
         calls = {DENSE: _call(dense, [x, matrix], task)}
         for name in names:
             run = partial(multiply, x, product, backend=name, layout=task.layout)
+            if task.packed:
+                run = partial(Packed(product, backend=name), x)
             calls[name] = _call(run, [x, *factors], task)
         return {name: _timing(times) for name, times in _turns(calls, seconds, task.device, seed).items()}
 

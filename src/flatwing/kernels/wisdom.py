@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cache
 from itertools import islice
 from pathlib import Path
@@ -21,6 +22,7 @@ from ..core.machine import __version__, processor
 from .backend import Task
 from .wisdom_file import BELIEVABLE, Entries, Found, Machines, read, require_ours, rewrite, warn
 
+DENSE = "F.linear"  # the name of the dense layer among the backends
 KEPT = 4096  # tasks per machine; the oldest are forgotten
 MACHINES = 16  # machines, or versions of torch or flatwing on one, in one file
 
@@ -37,13 +39,19 @@ def version() -> int:
 def lookup(task: Task) -> Mapping[str, float]:
     """Measured seconds per backend (and "F.linear") for a task; empty if it was never measured here.
 
-    Numbers of rows between two powers of two share one entry, as they share one plan.
+    Numbers of rows between two powers of two share one entry, as they share one plan. A packed task and the same one
+    that reads and packs in every call share the time of the dense layer, where only one of them was measured.
 
     >>> from flatwing import Chain
     >>> dict(lookup(Task(Chain.butterfly(2), rows=3)))
     {}
     """
-    return _entries(task.device).get("times", {}).get(key(task), {})
+    times = _entries(task.device).get("times", {})
+    if task.train:
+        return times.get(key(task), {})
+    other = times.get(key(replace(task, packed=not task.packed)), {})
+    dense = {DENSE: other[DENSE]} if DENSE in other else {}
+    return dense | times.get(key(task), {})
 
 
 def rates(device: str) -> Mapping[str, float]:
@@ -98,9 +106,11 @@ def key(task: Task) -> str:
     >>> key(Task(Chain.butterfly(4), rows=5))
     '(1,2,2,2)(2,2,2,1) rows=8 float32 cpu batch-first forward threads=1'
     """
-    dtype, what = str(task.dtype).removeprefix("torch."), "step" if task.train else "forward"
+    dtype = str(task.dtype).removeprefix("torch.")
+    what = "step" if task.train else "packed" if task.packed else "forward"
     threads = f" threads={task.threads}" if task.device == "cpu" else ""
-    return f"{task.chain} rows={rounded(task.rows)} {dtype} {task.device} {task.layout} {what}{threads}"
+    several = f" products={task.products}" if task.products > 1 else ""  # dense are so many matrices, not one
+    return f"{task.chain} rows={rounded(task.rows)} {dtype} {task.device} {task.layout} {what}{threads}{several}"
 
 
 def path() -> Path | None:
@@ -159,7 +169,10 @@ def _read_once() -> str | None:
         found = Found({}) if place is None else read(place)
         _known, _ignored = found.machines, found.why
         if found.why is not None:
-            warn(f"the wisdom file {str(place)!r} is ignored, plans follow predictions: {found.why}. Remove it.")
+            warn(
+                f"the wisdom file {str(place)!r} is ignored, plans follow predictions: {found.why}. Remove it, or name "
+                "another with FLATWING_WISDOM."
+            )
     return _ignored
 
 

@@ -57,7 +57,7 @@ def read(place: Path) -> Found:
     if content.strip() in (b"", b"{}"):  # nothing is known yet
         return Found({})
     if not OURS.match(content):
-        return Found({}, "it is not of our format")
+        return Found({}, "flatwing did not write it in this format")
     try:
         machines = parse_json(content.decode(), DEEPEST).get("machines")
     except ValueError as error:
