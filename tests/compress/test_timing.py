@@ -7,8 +7,10 @@ import torch
 from torch import nn
 from typing_extensions import override
 
+from flatwing.compress import timing
 from flatwing.compress.batch import Batch
 from flatwing.compress.timing import ROUNDS, latency, layer_speed, median_interval
+from flatwing.nn import StructuredLinear
 
 
 class Sleeper(nn.Module):
@@ -94,3 +96,21 @@ def test_refusals() -> None:
         latency({}, rows)
     with pytest.raises(ValueError, match=r"batch sizes \(0, 1\)"):
         latency({"a": nn.Linear(4, 4)}, rows, sizes=(0, 1))
+
+
+def test_structured_layers_are_timed_packed_and_left_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    with torch.inference_mode():
+        foreign = StructuredLinear("butterfly(16)")  # nobody counts its changes: it cannot be packed
+    mine, other = StructuredLinear("butterfly(16)"), StructuredLinear("butterfly(16)")
+    mine.pack()
+    model = nn.Sequential(mine, nn.ReLU(), other, foreign)
+    seen = []
+    forward = StructuredLinear.forward
+    monkeypatch.setattr(StructuredLinear, "forward", lambda self, x: seen.append(self.is_packed) or forward(self, x))
+    timing.latency({"net": model}, lambda n: Batch((torch.ones(n, 16),)), sizes=(2,), seconds=0.01)
+    assert seen[:3] == [True, True, False]
+    assert [layer.is_packed for layer in (mine, other, foreign)] == [True, False, False]
+    seen.clear()
+    timing.race_layers({"a": other}, rows=2, seconds=0.01)
+    assert all(seen)
+    assert not other.is_packed

@@ -94,8 +94,10 @@ CHANGES: dict[str, Callable[[StructuredLinear], object]] = {
 def test_changes_are_seen(change: str, monkeypatch: pytest.MonkeyPatch) -> None:
     layer, x = layer_of(perm_in=True), torch.randn(3, 64)
     layer.pack()
+    assert layer.is_packed
     agrees(layer, layer.dense, x)
     CHANGES[change](layer)
+    assert not layer.is_packed
     calls = used(layer, monkeypatch)
     agrees(layer, layer.dense, x)
     assert not calls

@@ -6,7 +6,8 @@ import math
 import random
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from torch import nn
 
 from ..kernels.race import no_collection
+from ..nn import StructuredLinear
 from .batch import Batch
 from .evaluate import untouched
 
@@ -31,6 +33,7 @@ def latency(
     """Milliseconds of a forward pass of each model, by batch size: {name: [{"batch", "ms", "low", "high"}, ...]}.
 
     The models take turns, in an order drawn anew in each round, so that what else the machine does hits all alike.
+    Structured layers are packed meanwhile, as `flatwing.nn.pack_` leaves them for inference.
     "ms" is the median, "low" and "high" its distribution-free 95 % interval (order statistics). At least `ROUNDS`
     rounds after a warm-up, and about `seconds` for each model and size.
 
@@ -45,7 +48,7 @@ def latency(
             f"{len(models)} models, batch sizes {tuple(sizes)}. Rule: at least one model, sizes from 1 on."
         )
     rows: dict[str, list[dict[str, int | float]]] = {name: [] for name in models}
-    with untouched(*models.values()):
+    with untouched(*models.values()), packed(*models.values()):
         for size in sizes:
             batch = make_batch(size)
             calls = {name: partial(batch.call, model) for name, model in models.items()}
@@ -91,10 +94,24 @@ def race_layers(layers: Mapping[str, nn.Module], rows: int, seconds: float, seed
     n = next((int(size) for size in sizes if size is not None), first.shape[0])  # transformers' Conv1D: (in, out)
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(rows, n, generator=generator).to(device=first.device, dtype=first.dtype)
-    with torch.no_grad():
+    with torch.no_grad(), packed(*layers.values()):
         calls = {name: partial(layer, x) for name, layer in layers.items()}
         times = _race(calls, seconds, first.device, seed)
     return {name: statistics.median(own) for name, own in times.items()}
+
+
+@contextmanager
+def packed(*models: nn.Module) -> Iterator[None]:
+    """Pack the structured layers that are not packed yet, for so long."""
+    layers = [layer for model in models for layer in model.modules() if isinstance(layer, StructuredLinear)]
+    chosen = [layer for layer in layers if not (layer.is_packed or any(p.is_inference() for p in layer.parameters()))]
+    for layer in chosen:
+        layer.pack()
+    try:
+        yield
+    finally:
+        for layer in chosen:
+            layer.unpack()
 
 
 def _race(

@@ -142,6 +142,11 @@ class StructuredLinear(StructuredLayer):
         """
         self._packed = PackedLayer(self.product, [*values_of(self.factors), self.perm_in, self.perm_out])
 
+    @property
+    def is_packed(self) -> bool:
+        """Whether the weights are packed, and still what they were when `pack` was called."""
+        return self._packed is not None and self._packed.is_of([*values_of(self.factors), self.perm_in, self.perm_out])
+
     def unpack(self) -> None:
         """Forget what `pack` prepared, and free its memory."""
         self._packed = None

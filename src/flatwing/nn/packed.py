@@ -33,14 +33,17 @@ class PackedLayer:
         self._state = self._now()
 
     def holds(self, tensors: Sequence[torch.Tensor | None]) -> bool:
-        """Whether the copy is that of these tensors as they are now, and no gradients of them are to be recorded."""
+        """Whether the copy may stand for these tensors: it is theirs, and no gradients of them are to be recorded."""
         return (
             not torch.compiler.is_compiling()
-            and len(tensors) == len(self._given)
-            and all(map(is_, tensors, self._given))
             and not (torch.is_grad_enabled() and any(map(_NEEDS_GRAD, self._tensors)))
-            and self._now() == self._state
+            and self.is_of(tensors)
         )
+
+    def is_of(self, tensors: Sequence[torch.Tensor | None]) -> bool:
+        """Whether the copy is that of these tensors as they are now."""
+        same = len(tensors) == len(self._given) and all(map(is_, tensors, self._given))
+        return same and self._now() == self._state
 
     def _now(self) -> tuple[list[int], list[int]]:
         return list(map(_VERSION, self._tensors)), list(map(_pointer, self._tensors))
