@@ -4,7 +4,8 @@
     python benchmarks/cpu_multiply.py --quick                               # a minute or two
     python benchmarks/cpu_multiply.py --sizes 1024 --batches 256 --kinds dyadic --threads 1 --modes forward
 
-Contestants: `kernels.multiply` (auto, and each backend by name), dense F.linear, pyfaust, lazylinop (every CPU
+Contestants: `kernels.multiply` (auto, and each backend by name), `kernels.Packed` (weights packed before the clock
+starts, as those of the peers are merged), dense F.linear, pyfaust, lazylinop (every CPU
 backend, fused and not), torch.bmm of merged factors (vectors as rows, as columns) and torch.compile of it; as landmarks
 a Fourier transform, a Hadamard transform, and a copy of the activations. Each result is compared with the definition in
 float64 before it is timed. Times are the best of repeated calls in rounds that all contestants of a case take in turn,
@@ -132,7 +133,9 @@ def overhead() -> dict[str, float]:
 
     product, x = product_of("dyadic", 256), torch.randn(1, 256)
     matrix = product.dense().contiguous()
+    packed = kernels.Packed(product)
     runs: dict[str, Callable[[], Any]] = {"F.linear": lambda: torch.nn.functional.linear(x, matrix)}
+    runs["flatwing packed"] = lambda: packed(x)
     for name in ("auto", *kernels.list_backends()):
         try:
             kernels.multiply(x, product, backend=name)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-OURS = "flatwing auto"
+OURS, PACKED = "flatwing auto", "flatwing packed"
 COLUMNS = {  # column -> rows of which the fastest counts
     "dense": ("F.linear",),
     "bmm first": ("bmm batch-first",),
@@ -29,14 +29,18 @@ def fastest(row: Row, names: Iterable[str]) -> tuple[str, float] | None:
     return None if best is None else (best, found[best])
 
 
-def ratio(row: Row, names: Iterable[str]) -> float | None:
+def ratio(row: Row, names: Iterable[str], ours_is: str = OURS) -> float | None:
     """Time of the fastest of these peers over ours: above 1 we are faster."""
-    peer, ours = fastest(row, names), row["methods"].get(OURS, {}).get("seconds")
+    peer, ours = fastest(row, names), row["methods"].get(ours_is, {}).get("seconds")
     return None if peer is None or ours is None else peer[1] / ours
 
 
 HEAD = " ".join(
-    (f"{'':<21}{'n x rows':>14} {'ours, us':>11} ", *(f"{c:>9}" for c in (*COLUMNS, "memcpy")), " best peer, backend")
+    (
+        f"{'':<21}{'n x rows':>14} {'ours, us':>11} ",
+        *(f"{c:>9}" for c in (*COLUMNS, "packed", "memcpy")),
+        " best peer, backend",
+    )
 )
 
 
@@ -47,6 +51,8 @@ def line(row: Row) -> str:
     if "seconds" not in ours:
         return f"{label} {ours or 'no result of ours'}"
     values = [_short(ratio(row, names)) for names in COLUMNS.values()]
+    packed = ratio(row, (PACKED,))
+    values.append(_short(1 / packed if packed else None))
     copy = ratio(row, ("memcpy",))
     values.append(_short(1 / copy if copy else None))
     peer = fastest(row, PEERS)
@@ -66,7 +72,8 @@ def tables(rows: list[Row]) -> str:
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         groups.setdefault((row["threads"], row["mode"], row["kind"]), []).append(row)
-    text = ["", "microseconds of ours; ratios: time of the peer / ours; last column: ours / memcpy of the activations"]
+    text = ["", "microseconds of ours; ratios: time of the peer / ours; packed: our gain with weights packed once"]
+    text += ["last column: ours / memcpy of the activations"]
     for key in sorted(groups):
         text += ["", HEAD, *(line(row) for row in groups[key])]
     return "\n".join(text)
@@ -83,12 +90,14 @@ def targets(rows: list[Row], calling: dict[str, float]) -> list[Row]:
 
     def least(text: str, needed: float, among: list[Row], where: Callable[[Row], bool], names: Iterable[str]) -> None:
         names = tuple(names)
-        pairs = [(q, r) for r in among if where(r) and (q := ratio(r, names)) is not None]
-        _add(found, text, needed, pairs, above=True)
+        for ours, words in ((OURS, text), (PACKED, f"the same, packed: {text}")):
+            pairs = [(q, r) for r in among if where(r) and (q := ratio(r, names, ours)) is not None]
+            _add(found, words, needed, pairs, above=True)
 
     def most(text: str, needed: float, where: Callable[[Row], bool]) -> None:
-        pairs = [(1 / q, r) for r in forward if where(r) and (q := ratio(r, ("memcpy",))) is not None]
-        _add(found, text, needed, pairs, above=False)
+        for ours, words in ((OURS, text), (PACKED, f"the same, packed: {text}")):
+            pairs = [(1 / q, r) for r in forward if where(r) and (q := ratio(r, ("memcpy",), ours)) is not None]
+            _add(found, words, needed, pairs, above=False)
 
     lazy, faust = ("lazylinop",), ("pyfaust",)
     large = lambda r: r["n"] >= 1024 and r["rows"] >= 16  # noqa: E731
@@ -144,7 +153,7 @@ def summary(rows: list[Row], calling: dict[str, float], found: list[Row]) -> str
     text = ["", "targets (float32, 1 thread): the worst case of each"]
     for t in found:
         verdict = "met" if t["met"] else f"missed in {t['missed']} of {t['cases']}"
-        text.append(f"  {t['target']:<82} {t['needed']:>7}  measured {t['worst']:<6g} at {t['at']:<14} {verdict}")
+        text.append(f"  {t['target']:<101} {t['needed']:>7}  measured {t['worst']:<6g} at {t['at']:<14} {verdict}")
     if calling:
         text += ["", "overhead, microseconds per call, n = 256, batch 1, eager, no gradients"]
         text.append("  " + ", ".join(f"{name} {value}" for name, value in calling.items()))
@@ -153,6 +162,8 @@ def summary(rows: list[Row], calling: dict[str, float], found: list[Row]) -> str
     text += ["", f"disturbed (less than 90 % of one CPU, best calls count): {shared} of {len(timed)} measurements"]
     compared = [(q, r) for r in rows if (q := ratio(r, PEERS)) is not None]
     lost = sorted(((q, r) for q, r in compared if q < 1), key=lambda pair: pair[0])
+    packed = [(q, r) for r in rows if (q := ratio(r, PEERS, PACKED)) is not None]
+    text += ["", f"packed: faster than every peer in {sum(q > 1 for q, _ in packed)} of {len(packed)} forwards"]
     text += ["", f"faster than every peer in {len(compared) - len(lost)} of {len(compared)} cases; lost:"]
     for q, r in lost:
         peer = fastest(r, PEERS)

@@ -90,7 +90,11 @@ def step(
 
 
 def flatwing(case: Case, product: SparseProduct) -> Iterator[Contestant]:
-    """`kernels.multiply`: what the planner chooses, and every backend by name."""
+    """`kernels.multiply`: what the planner chooses, and every backend by name; and weights packed before the clock."""
+    if not case.train:
+        packed, x = kernels.Packed(product), case.x["first"]
+        plan = packed.plan(case.rows, case.threads)
+        yield Contestant("flatwing packed", lambda: packed(x), "first", plan.backend, product)
     auto = kernels.explain(product, case.rows, train=case.train, threads=case.threads)
     full: dict[str, Any] = {"first": "batch-first", "last": "batch-last"}
     for layout, names in (("first", ["auto", *kernels.list_backends()]), ("last", ["auto"])):
