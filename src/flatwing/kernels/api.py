@@ -45,7 +45,8 @@ def multiply(
 
     The dtype is the common one of x and the factors, or that of `torch.autocast`. Works under `torch.func` (vmap, grad,
     jvp, ...), forward-mode differentiation, `torch.compile`, `torch.export`. All backends compute the same function of
-    finite numbers. Half precision is summed in float32; backends made of torch operations round after each factor. Cost: 2 nnz multiplications and additions per vector.
+    finite numbers. Half precision is summed in float32; backends made of torch operations round after each factor.
+    Cost: 2 nnz multiplications and additions per vector.
 
     Raises `TypeError` for what is no tensor or product, `ValueError` for sizes that do not fit, devices that differ, an
     unknown backend (naming the nearest) or one that does not support the task.
