@@ -153,3 +153,9 @@ def test_more_threads_than_cores_promise_nothing(monkeypatch: pytest.MonkeyPatch
     for text in ("butterfly(1024)", "monarch(1024, 1024, blocks=32)"):
         task = Task(Chain.parse(text), 65536, threads=4)
         assert plan_for(replace(task, threads=1000), "numba").seconds == plan_for(task, "numba").seconds
+
+
+def test_a_reason_that_is_a_sentence_ends_with_one_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plans.BACKENDS["bmm"], "unsupported_because", lambda task: "it is not here. Try `this`.")
+    with pytest.raises(ValueError, match=r"cannot multiply this: it is not here\. Try `this`\. Rule: a backend"):
+        plan_for(Task(Chain.butterfly(64), 1), "bmm")

@@ -164,7 +164,7 @@ def _plan_for(task: Task, backend: str, _: int) -> Plan:
         if backend in skipped:
             usable = [n for n in BACKENDS if BACKENDS[n].unsupported_because(task) is None]
             raise ValueError(
-                f"backend {backend!r} cannot multiply this: {skipped[backend]}. "
+                f"backend {backend!r} cannot multiply this: {skipped[backend].removesuffix('.')}. "
                 f"Rule: a backend that supports it, here {', '.join(usable)}, or backend='auto'."
             )
         reason = "asked for by name"
