@@ -118,11 +118,14 @@ def two_rows(x, y, u, w):
         g11 += square(x[j])
         g22 += square(y[j])
         g12 += x[j] * np.conj(y[j])
-    u[0], u[1], _ = rotation(g11, g22, g12)
+    phased, sine, _ = rotation(g11, g22, g12)
+    cosine = abs(phased)
+    u[0] = cosine  # no sign is left to be fixed there
+    u[1] = np.conj(phased) * (sine / cosine) if cosine > 0 else phased + sine
     c, s = u[0], u[1]
-    cc, tail = np.conj(c), square(zero)
+    sc, tail = np.conj(s), square(zero)
     for j in range(len(x)):
-        w[j] = cc * x[j] + s * y[j]
+        w[j] = c * x[j] + sc * y[j]
         tail += square(c * y[j] - s * x[j])
     return np.float64(tail)
 

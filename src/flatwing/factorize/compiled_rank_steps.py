@@ -13,23 +13,7 @@ import numpy as np
 from .butterfly import NO_SIGN
 from .compiled_blocks import UNPROVED, compiled, length, multiply_by
 from .compiled_rank import EIGENVALUES, orthonormalize, truncate
-from .compiled_steps import BOTH, CUT, LEFT, SIGNS, TAILS, TO_RIGHT, array, layout
-
-
-@compiled
-def _read(node, at, stride, rows, columns, flip, blocks):
-    """Copy neighbouring blocks, or their Hermitian transposes; the first one begins at `at`, rows follow by stride."""
-    count = len(blocks)
-    for t in range(rows):
-        begin = at + t * stride
-        row = node[begin : begin + count * columns].reshape((count, columns))
-        for n in range(count):
-            if flip:
-                for j in range(columns):
-                    blocks[n, j, t] = np.conj(row[n, j])
-            else:
-                for j in range(columns):
-                    blocks[n, t, j] = row[n, j]
+from .compiled_steps import BOTH, CUT, LEFT, SIGNS, TAILS, TO_RIGHT, array, gather, layout
 
 
 @compiled
@@ -39,9 +23,8 @@ def _cut(values, work, step, tails, tolerance, eps, scratch, wide, theta):
     node = values if source < 0 else work
     flip, write = columns < rows, kind == CUT
     small, large = min(rows, columns), max(rows, columns)
-    group, pitch, _ = layout(step)
-    stacked = scratch[: group * small * pitch].reshape((group, small, pitch))
-    us, used = array(scratch, group * small * pitch, group * rank, small)
+    group, pitch, apart, _ = layout(step)
+    us, used = array(scratch, group * apart + small * pitch, group * rank, small)
     ws, used = array(scratch, used, group * rank, large)
     g, used = array(scratch, used, rank, small)
     spare, used = array(scratch, used, rank, large)
@@ -59,25 +42,13 @@ def _cut(values, work, step, tails, tolerance, eps, scratch, wide, theta):
         i, k = rest // d, rest % d
         count, stride = min(group, c1 - first), b2 * c1 * columns
         at = max(source, 0) + (i * d + k) * rows * stride + (ib * c1 + first) * columns
-        _read(node, at, stride, rows, columns, flip, stacked[:count])
+        gather(node, at, stride, count, step, scratch)
         for n in range(count):
             u, w = us[n * rank : (n + 1) * rank], ws[n * rank : (n + 1) * rank]
+            block, _ = array(scratch, n * apart, small, pitch)
+            lower = not write
             tail = truncate(
-                stacked[n],
-                u,
-                w,
-                g,
-                spare,
-                residual,
-                theta,
-                turn,
-                ritz,
-                turned,
-                gram,
-                vectors,
-                tolerance,
-                eps,
-                not write,
+                block, u, w, g, spare, residual, theta, turn, ritz, turned, gram, vectors, tolerance, eps, lower
             )
             unproved += tail == UNPROVED
             tails[tail_at + ((i * c1 + first + n) * b2 + ib) * d + k] = tail
@@ -144,8 +115,9 @@ def run(values, work, tails, step, tolerance, eps):
     """Do one step; returns how many blocks resisted."""
     kind, rank = step[0], step[11]
     small, large = min(step[9], step[10]), max(step[9], step[10])
-    group, pitch, _ = layout(step)
-    room = group * (small * pitch + rank * (small + large)) + rank * (small + large + rank) + small * large
+    group, pitch, apart, _ = layout(step)
+    room = group * (apart + rank * (small + large)) + small * pitch
+    room += rank * (small + large + rank) + small * large
     scratch = np.empty(room, dtype=values.dtype)
     if kind != CUT and kind != TAILS:
         _carry(work, step, scratch)

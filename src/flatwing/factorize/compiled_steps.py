@@ -1,8 +1,8 @@
 """The steps of `program.py`, compiled by numba: imported lazily, by `compiled.py` alone.
 
 Everything works on flat arrays: `values` holds the matrix on its support, `work` the nodes and factors, each in its
-final layout (a*d, b, c). A block is copied once into a scratch of a few kilobytes, small side first, solved there and
-written where it belongs.
+final layout (a*d, b, c). Neighbouring blocks are copied once into a scratch, small side first, solved there and written
+where they belong.
 """
 
 from __future__ import annotations
@@ -27,18 +27,23 @@ from .compiled_blocks import (
 
 CUT, TAILS, TO_RIGHT, TO_LEFT, SIGNS, MULTIPLY, RESIDUAL = range(7)
 RIGHT, LEFT, BOTH = range(3)
-LINE = 256  # entries that narrow blocks are gathered by
+LINE = 1024  # entries of each row that are gathered together
 PAIRS, ROWS = 2048, 64  # blocks of two columns solved side by side; rows that are summed in short precision
-SCRATCH = 1 << 15  # entries of the group of blocks in scratch, where one block does not need more
+SCRATCH = 1 << 16  # entries of the group of blocks in scratch, where one block does not need more
 
 
 @compiled
 def layout(step):
-    """Of the scratch of a cut: blocks side by side, entries from row to row, size of Gram matrices."""
+    """Of the scratch of a cut: how many blocks, entries from row to row and from block to block; rows of Gram matrices.
+
+    Neighbouring blocks are copied together, for memory is read in lines and pages. Their rows stay side by side, but
+    for blocks that are turned.
+    """
     c1, rows, columns = step[6], step[9], step[10]
-    small, pitch = min(rows, columns), max(rows, columns) + 16  # no two rows in the same set of the cache
-    group = min(c1, -(-LINE // columns))  # narrow blocks share lines of memory
-    return max(1, min(group, SCRATCH // (small * pitch))), pitch, small if 2 < small <= SQUARED else 0
+    small, large = min(rows, columns), max(rows, columns)
+    group = max(1, min(c1, -(-LINE // columns), SCRATCH // (small * large)))
+    pitch = (large if columns < rows else group * columns) + 16  # no two rows in the same set of the cache
+    return group, pitch, small * pitch if columns < rows else columns, small if 2 < small <= SQUARED else 0
 
 
 @compiled
@@ -47,8 +52,24 @@ def _room(step):
     small, large = min(step[9], step[10]), max(step[9], step[10])
     if step[0] != CUT and step[0] != TAILS:
         return small + large
-    group, pitch, squared = layout(step)
-    return max(group * (small * pitch + small + large) + small + 2 * squared * squared, 5 * PAIRS)
+    group, pitch, apart, squared = layout(step)
+    return max(group * (apart + small + large) + small * pitch + small + 2 * squared * squared, 5 * PAIRS)
+
+
+@compiled
+def gather(node, at, stride, count, step, scratch):
+    """Copy neighbouring blocks, or their Hermitian transposes, the first of which begins at `at`, as `layout` says."""
+    rows, columns = step[9], step[10]
+    _, pitch, _, _ = layout(step)
+    for t in range(rows):
+        row = node[at + t * stride : at + t * stride + count * columns]
+        if columns < rows:
+            for j in range(len(row)):
+                scratch[j * pitch + t] = np.conj(row[j])
+        else:
+            to = scratch[t * pitch : t * pitch + count * columns]
+            for j in range(len(row)):
+                to[j] = row[j]
 
 
 @compiled
@@ -66,11 +87,10 @@ def _cut(values, work, step, tails, write, tolerance, eps, scratch):
     source = max(source, 0)
     flip = columns < rows
     small, large = min(rows, columns), max(rows, columns)
-    group, pitch, squared = layout(step)
+    group, pitch, apart, squared = layout(step)
     groups = -(-c1 // group)
     direct = small == 2 and not flip  # two long rows are best left where they are
-    blocks = scratch[: group * small * pitch].reshape((group, small, pitch))
-    us, used = array(scratch, group * small * pitch, group, small)
+    us, used = array(scratch, group * apart + small * pitch, group, small)
     ws, used = array(scratch, used, group, large)
     gs, used = array(scratch, used, 1, small)
     power, used = array(scratch, used, squared, squared)
@@ -83,18 +103,8 @@ def _cut(values, work, step, tails, write, tolerance, eps, scratch):
         i, k = rest // d, rest % d
         count = min(group, c1 - first)
         at = source + (((i * d + k) * rows * b2 + ib) * c1 + first) * columns
-        if flip:
-            for t in range(rows):
-                row = node[at + t * stride : at + t * stride + count * columns]
-                for j in range(len(row)):
-                    scratch[j * pitch + t] = np.conj(row[j])
-        elif not direct:
-            for t in range(rows):
-                begin = at + t * stride
-                row = node[begin : begin + count * columns].reshape((count, columns))
-                for n in range(count):
-                    for j in range(columns):
-                        blocks[n, t, j] = row[n, j]
+        if not direct:
+            gather(node, at, stride, count, step, scratch)
         for n in range(count):
             u, w = us[n], ws[n]
             if write and not flip:  # in its place right away
@@ -104,7 +114,7 @@ def _cut(values, work, step, tails, write, tolerance, eps, scratch):
                 x = at + n * columns
                 tail = two_rows(node[x : x + large], node[x + stride : x + stride + large], u, w)
             else:
-                block = blocks[n]
+                block, _ = array(scratch, n * apart, small, pitch)
                 if small == 2:
                     tail = two_rows(block[0, :large], block[1, :large], u, w)
                 else:
@@ -202,35 +212,48 @@ def _two_columns(values, work, step, tails, write, scratch, sums, wide):
 def _carry(work, step, scratch):
     """Between two neighbouring factors of rank one: move the weight to the right or left, or fix the sign."""
     kind, _, left, right, _, a, c1, b2, d, rows, columns = step[:11]
-    u, v = scratch[:rows], scratch[rows : rows + columns]
-    units = a * c1 * b2 * d
-    for unit in range(units):
-        i, rest = unit // (b2 * d * c1), unit % (b2 * d * c1)
-        ib, rest = rest // (d * c1), rest % (d * c1)
-        k, ic = rest // c1, rest % c1
-        at = left + ((i * b2 + ib) * d + k) * rows * c1 + ic
-        to = right + (((i * c1 + ic) * d + k) * b2 + ib) * columns
-        size = np.float64(abs(work[at]))
-        if kind == SIGNS and (work[at] == size or not size > NO_SIGN):
-            continue
-        for t in range(rows):
-            u[t] = work[at + t * c1]
-        for j in range(columns):
-            v[j] = work[to + j]
-        if kind == TO_RIGHT:
-            multiply_by(v, normalize(u))
-        elif kind == TO_LEFT:
-            multiply_by(u, normalize(v))
-        else:
-            phase = u[0] * (1 / size)
-            for t in range(rows):
-                u[t] *= np.conj(phase)
-            for j in range(columns):
-                v[j] *= phase
-        for t in range(rows):
-            work[at + t * c1] = u[t]
-        for j in range(columns):
-            work[to + j] = v[j]
+    u = scratch[:rows]
+    for i in range(a):
+        for ib in range(b2):
+            for k in range(d):
+                for ic in range(c1):
+                    at = left + ((i * b2 + ib) * d + k) * rows * c1 + ic
+                    to = right + (((i * c1 + ic) * d + k) * b2 + ib) * columns
+                    _move(kind, work[at : at + (rows - 1) * c1 + 1], c1, work[to : to + columns], u)
+
+
+@compiled
+def _move(kind, column, stride, v, u):
+    """The same for one pair: every `stride`-th entry of the column, and the row v; u is scratch."""
+    size = np.float64(abs(column[0]))
+    if kind == SIGNS and (column[0] == size or not size > NO_SIGN):
+        return
+    for t in range(len(u)):
+        u[t] = column[t * stride]
+    if kind == TO_RIGHT:
+        multiply_by(v, normalize(u))
+    elif kind == TO_LEFT:
+        multiply_by(u, normalize(v))
+    else:
+        phase = u[0] * (1 / size)
+        multiply_by(u, np.conj(phase))
+        multiply_by(v, phase)
+    for t in range(len(u)):
+        column[t * stride] = u[t]
+
+
+@compiled
+def _four_rows(rows, stride, u, apart, w):
+    """Squared norm of four rows of a matrix, one every `stride` entries, less u w; one entry of u every `apart`."""
+    columns = len(w)
+    x0, x1 = rows[:columns], rows[stride : stride + columns]
+    x2, x3 = rows[2 * stride : 2 * stride + columns], rows[3 * stride : 3 * stride + columns]
+    c0, c1, c2, c3 = u[0], u[apart], u[2 * apart], u[3 * apart]
+    total = square(c0 * 0)
+    for j in range(columns):
+        y = w[j]
+        total += (square(x0[j] - c0 * y) + square(x1[j] - c1 * y)) + (square(x2[j] - c2 * y) + square(x3[j] - c3 * y))
+    return total
 
 
 @compiled
@@ -244,31 +267,33 @@ def _multiply(values, work, step, tails, line, energies):
         ib, i, k = unit % b2, unit // b2 // d, unit // b2 % d
         for ic in range(c1):
             energies[ic] = 0
-        for t in range(rows):  # along the rows of the node, as they lie in memory
+        done = rows // 4 * 4 if kind == RESIDUAL and rank == 1 else 0
+        for t in range(0, done, 4):
+            at = left + (((i * b2 + ib) * d + k) * rows + t) * c1
+            begin = target + (((i * d + k) * rows + t) * b2 + ib) * c1 * columns
+            for ic in range(c1):
+                to = right + (((i * c1 + ic) * d + k) * b2 + ib) * columns
+                four = node[begin + ic * columns : begin + (3 * b2 * c1 + ic + 1) * columns]
+                energies[ic] += _four_rows(four, b2 * c1 * columns, work[at + ic :], c1, work[to : to + columns])
+        for t in range(done, rows):  # along the rows of the node, as they lie in memory
             at = left + (((i * b2 + ib) * d + k) * rows + t) * c1 * rank
             begin = target + (((i * d + k) * rows + t) * b2 + ib) * c1 * columns
             for ic in range(c1):
                 to = right + ((i * c1 + ic) * d + k) * rank * b2 * columns + ib * columns
                 row, c = work[to : to + columns], work[at + ic * rank]
                 out = node[begin : begin + columns]
-                if kind == RESIDUAL and rank == 1:
-                    energy = square(c * 0)
+                for j in range(columns):
+                    line[j] = c * row[j]
+                for r in range(1, rank):
+                    to += b2 * columns
+                    row, c = work[to : to + columns], work[at + ic * rank + r]
                     for j in range(columns):
-                        energy += square(out[j] - c * row[j])
-                    energies[ic] += energy
-                else:
-                    for j in range(columns):
-                        line[j] = c * row[j]
-                    for r in range(1, rank):
-                        to += b2 * columns
-                        row, c = work[to : to + columns], work[at + ic * rank + r]
-                        for j in range(columns):
-                            line[j] += c * row[j]
-                    for j in range(columns):
-                        if kind == MULTIPLY:
-                            out[j] = line[j]
-                        else:
-                            energies[ic] += square(out[j] - line[j])
+                        line[j] += c * row[j]
+                for j in range(columns):
+                    if kind == MULTIPLY:
+                        out[j] = line[j]
+                    else:
+                        energies[ic] += square(out[j] - line[j])
                 begin += columns
         if kind == RESIDUAL:
             for ic in range(c1):

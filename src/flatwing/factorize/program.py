@@ -75,6 +75,7 @@ class _Writer:
         self.steps: list[Step] = []
         self.tails: list[tuple[int, int, tuple[int, int]]] = []
         self.places: dict[tuple[int, int], int] = {}
+        self.free: dict[int, int] = {}  # place -> entries of memory that is not needed any more
         for i in range(len(patterns)):
             self.place(i, i + 1)
 
@@ -83,9 +84,26 @@ class _Writer:
         if (lo, hi) not in self.places:
             split = None if hi - lo == 1 else split_at(self.patterns, lo, lo + 1, hi)
             size = self.patterns[lo].nnz if split is None else split.pattern.nnz
-            self.places[lo, hi] = self.entries
-            self.entries += -(-size // ALIGNED) * ALIGNED
+            self.places[lo, hi] = self.take(-(-size // ALIGNED) * ALIGNED)
         return self.places[lo, hi]
+
+    def take(self, size: int) -> int:
+        """A place of that many entries: fresh memory costs more than filling it."""
+        place = min((p for p, room in self.free.items() if room >= size), key=self.free.__getitem__, default=None)
+        if place is None:
+            self.entries += size
+            return self.entries - size
+        room = self.free.pop(place)
+        if room > size:
+            self.free[place + size] = room - size
+        return place
+
+    def leave(self, lo: int, hi: int) -> None:
+        """The product of these factors has been read for the last time."""
+        place = self.places.pop((lo, hi), None)
+        if place is not None:
+            size = split_at(self.patterns, lo, lo + 1, hi).pattern.nnz
+            self.free[place] = -(-size // ALIGNED) * ALIGNED
 
     def step(self, kind: int, lo: int, s: int, hi: int, weight: str = "right", node: int | None = None) -> None:
         split = split_at(self.patterns, lo, s, hi)
@@ -109,6 +127,7 @@ def attempt(patterns: tuple[Pattern, ...], order: tuple[int, ...], orthonormaliz
         lo, s, hi = move.nodes
         if move.cut:
             writer.step(CUT, lo, s, hi, move.weight, writer.places.get((lo, hi)))
+            writer.leave(lo, hi)
         else:
             writer.step(TO_RIGHT if move.weight == "right" else TO_LEFT, lo, s, hi)
     for i in range(len(patterns) - 1):
