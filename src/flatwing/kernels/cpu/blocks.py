@@ -87,11 +87,9 @@ def _run(
     if threads > 1:
         threads = workers.useful(threads, rows * nnz * SECONDS[dtype])
     numbers = rows * (n + m) // threads
-    if packed:
-        straight = blocks_rows.near(dtype, widest, numbers)
-    else:
-        straight = not last and blocks_rows.suits(words, dtype, nnz, widest, numbers)
-    if straight:
+    # calls for few vectors are short: they ask no further
+    many = packed or not (last or numbers < blocks_rows.WORTH * nnz)
+    if many and blocks_rows.near(dtype, widest, numbers) and (packed or blocks_rows.packs(words, dtype, nnz)):
         blocks_rows.forward(call, x, y, threads, packed)
         return y
     x, source, x_pitch = place(x)
