@@ -62,7 +62,7 @@ TOGETHER = 1.4
 Measured with 2 and 4 threads on 4 cores: sums and copies of 128 MiB are 1.4 times as fast with either. Products of a
 matrix with one vector are as fast as with one thread, with 2 to 16 vectors the matrix is packed by one thread of two.
 """
-PACKED = 1.2  # calls that a packed product takes around its kernel
+PACKED = 0.9  # calls that a packed product takes around its kernel
 VIEW, RECORD = 4.5, 7.0  # calls that the views around a GEMM take, and what autograd records of one operation
 
 

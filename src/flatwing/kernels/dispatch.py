@@ -80,7 +80,9 @@ def holds_only_values(x: Tensor) -> bool:
     return (
         not (x.requires_grad and torch.is_grad_enabled())
         and not (x.is_neg() or x.is_conj())
-        and not (_modes() or _transformed())
+        and not _modes()
+        and forward_ad._current_level < 0
+        and _peek() is None
         and not torch.is_autocast_enabled("cpu" if x.is_cpu else x.device.type)
         and torch._C._get_tracing_state() is None
     )

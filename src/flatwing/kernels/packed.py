@@ -67,10 +67,10 @@ class Packed:
     def __call__(self, x: Num[torch.Tensor, "..."]) -> Num[torch.Tensor, "..."]:
         """The product applied to the vectors along the last dimension of x; the result is (..., m)."""
         if not torch.compiler.is_compiling():
-            if self._is_matrix and type(x) is torch.Tensor and x.ndim == 2 and self._reads(x):
-                return self._multiply(x)
+            if self._is_matrix and type(x) is torch.Tensor and len(shape := x.shape) == 2 and self._reads(x, shape):
+                return self._multiply(x, shape[0])
             require_fitting(x, self.product)
-            if not self.product.batch and self._reads(x):
+            if not self.product.batch and self._reads(x, x.shape):
                 return self._permuted(x)
         return multiply(x, self.product, backend=self._backend)
 
@@ -87,19 +87,19 @@ class Packed:
         task = Task(chain, rows, self._dtype, self._device.type, threads=count, products=products, packed=True)
         return plan_for(task, self._backend)
 
-    def _reads(self, x: torch.Tensor) -> bool:
+    def _reads(self, x: torch.Tensor, shape: torch.Size) -> bool:
         """Whether what was prepared can multiply x; `multiply` does the rest."""
         return (
             x.dtype is self._dtype
             and x.device == self._device
-            and x.shape[-1] == self._columns
-            and x.numel() > 0
+            and shape[-1] == self._columns
+            and 0 not in shape
             and dispatch.holds_only_values(x)
         )
 
-    def _multiply(self, x: torch.Tensor) -> torch.Tensor:
+    def _multiply(self, x: torch.Tensor, rows: int) -> torch.Tensor:
         threads = _threads()
-        key = wisdom.rounded(x.shape[0]), threads, wisdom.version()
+        key = wisdom.rounded(rows), threads, wisdom.version()
         run = self._chosen.get(key) or self._choose(key)
         return run(x, threads)
 
@@ -107,7 +107,7 @@ class Packed:
         flat = x.reshape(-1, self._columns)
         if self.product.perm_in is not None:
             flat = flat.index_select(1, self.product.perm_in)
-        y = self._multiply(flat)
+        y = self._multiply(flat, flat.shape[0])
         if self._order is not None:
             y = y.index_select(1, self._order)
         return y.reshape(*x.shape[:-1], y.shape[1])

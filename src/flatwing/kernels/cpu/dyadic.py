@@ -84,7 +84,7 @@ def seconds(chain: Chain, rows: int, dtype: torch.dtype, last: bool, train: bool
 
 def preparing_seconds(chain: Chain, dtype: torch.dtype) -> float:
     """What `seconds` counts for reading and packing weights, which `prepared` does once."""
-    return 1.2e-6 + chain.nnz * dtype.itemsize / 32e9
+    return 1.8e-6 + chain.nnz * dtype.itemsize / 32e9
 
 
 def forward(
@@ -223,14 +223,21 @@ def prepared(factors: Sequence[torch.Tensor], depths: Sequence[int]) -> Prepared
     factors, pointers = _readable(factors)
     n = 2 * len(factors[0])
     plan = _plan(tuple(depths), n, factors[0].dtype, False)
-    kind, item, table, size, slots, tile, _, room = plan
+    kind, item, table, size, slots, tile, few, room = plan
     packed, held = workers.aligned(size)
     kernels.pack(kind, item, table, pointers, packed, n, slots, 0)
     work = n * len(factors) * item * 1e-11
+    small = min(workers.WORTH / work, LAST_CACHE / (n * item))
 
     def run(x: torch.Tensor, threads: int, _: np.ndarray = held) -> torch.Tensor:  # the array lives as long as this
         (x, source, lead), y = _rows(x), _result(x)
         rows = x.shape[0]  # len(x) takes longer
+        if rows < small:  # no threads to think about
+            buffer, _own = workers.scratch(room)
+            kernels.push(
+                kind, item, table, packed, source, lead, y.data_ptr(), 0, rows, tile, few, n, buffer, False
+            )  # fmt: skip
+            return y
         pieces = _pieces(rows, threads, rows * work, tile)
         buffer, _own = workers.scratch(room * len(pieces))
         _through(plan, packed, source, lead, y, pieces, buffer)
