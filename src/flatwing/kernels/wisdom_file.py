@@ -72,7 +72,7 @@ def require_ours(place: Path, found: Found) -> None:
     if found.why is not None and not found.damaged:
         raise ValueError(
             f"{str(place)!r} is no wisdom file ({found.why}) and stays as it is. Rule: a file that flatwing wrote, or "
-            f"a new name; name another with FLATWING_WISDOM, or {os.devnull} for none."
+            f"a new one; name it with FLATWING_WISDOM, or {os.devnull} for none."
         )
 
 
