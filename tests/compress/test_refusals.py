@@ -148,9 +148,7 @@ def test_bad_calibration(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("budget", [0.0, 1.5, -0.5, float("nan"), float("inf")])
 def test_impossible_share(tmp_path: Path, budget: float) -> None:
-    refused(
-        tmp_path, "budget is .* a share of the dense cost", DigitsMLP(width=8), tmp_path / "out", budget=budget
-    )
+    refused(tmp_path, "budget is .* a share of the dense cost", DigitsMLP(width=8), tmp_path / "out", budget=budget)
 
 
 def test_share_below_rank_one(tmp_path: Path) -> None:
