@@ -304,3 +304,17 @@ def test_narrower_machines(features: str, width: int) -> None:
     done = subprocess.run(call, env=told, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [str(width)]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("rows", [1, 3000, 20_000])
+def test_prepared_weights_give_the_same_numbers(rows: int, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few rows, rows for several threads, results that are written past the caches."""
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    chain = Chain.butterfly(256)
+    factors = [torch.randn(p.blocks, 2, 2) for p in chain]
+    x = torch.randn(rows, 256)
+    run = dyadic.prepared([w.clone() for w in factors], chain.depths)
+    assert torch.equal(run(x, threads), dyadic.forward(x, factors, chain.depths, False, threads))
+    turned = x.mT.contiguous().mT
+    assert torch.equal(run(turned, threads), run(x, threads))
