@@ -15,7 +15,7 @@ import flatwing
 from flatwing.cli import app
 
 OPTIONS = {
-    "advise": "--batch --budget --chain --device --dtype --format --in --measure --out --threads --train",
+    "advise": "--batch --budget --chain --device --dtype --format --in --measure --out --packed --threads --train",
     "compress": (
         "--anchored --budget --calibration --curve --densify --dry-run --example --field --format "
         "--gradient-checkpointing --heal --heal-lr --landmarks --length --match --max-loss --optimizer --overwrite "
