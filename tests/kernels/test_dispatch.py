@@ -240,6 +240,20 @@ def test_products_whose_tensors_were_swapped(text: str) -> None:
     torch.testing.assert_close(kernels.multiply(x, wider), want, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.parametrize("layout", ["batch-first", "batch-last"])
+def test_vmap_over_nothing(case: Case, layout: str) -> None:
+    m, n = case.chain.shape
+    product = SparseProduct(case.chain, case.factors)
+    x = torch.empty((0, n, 3) if layout == "batch-last" else (0, 3, n), dtype=torch.float64)
+    for name in (case.name, "bmm"):
+        y = torch.vmap(lambda x: kernels.multiply(x, product, backend=name, layout=layout))(x)  # noqa: B023
+        assert y.shape == ((0, m, 3) if layout == "batch-last" else (0, 3, m))
+    if layout == "batch-first":
+        over_rows = (0, *[None] * len(case.factors))
+        (got,) = torch.vmap(torch.func.grad(case.loss, (0,)), over_rows)(x, *case.factors)
+        assert got.shape == x.shape
+
+
 def test_autocast_of_calls_that_record_nothing() -> None:
     product = SparseProduct(Chain.butterfly(64), [torch.randn(32, 2, 2) for _ in range(6)])
     x = torch.randn(3, 64)

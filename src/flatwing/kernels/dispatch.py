@@ -291,6 +291,9 @@ def _(
 ) -> tuple[Tensor, int]:
     size, dims = info.batch_size, in_dims[1]
     stack = _stacked(x, in_dims[0], size)
+    if not size:  # an empty batch has no block-diagonal matrix
+        blocks, b, _ = _stacked(factors[0], dims[0], 0).shape[1:]
+        return stack.new_empty((0, blocks * b, stack.shape[2]) if last else (0, stack.shape[1], blocks * b)), 0
     if all(dim is None for dim in dims) and not last:  # one product, more rows
         y = multiply_op(
             stack.reshape(-1, x.shape[-1] if in_dims[0] is None else stack.shape[-1]), factors, depths, backend, last
@@ -313,6 +316,9 @@ def _(
     grad: Tensor,
 ) -> tuple[list[Tensor], list[int]]:
     size = info.batch_size
+    if not size:
+        empty = [_stacked(t, dim, 0) for t, dim in zip((x, *factors), (in_dims[0], *in_dims[1]), strict=True)]
+        return [t.new_empty(t.shape) for t in empty], [0] * len(empty)
     wide = [_stacked(w, dim, size).flatten(0, 1) for w, dim in zip(factors, in_dims[1], strict=True)]
     flat, flat_grad = (
         _block_diagonal(_stacked(t, dim, size), last) for t, dim in ((x, in_dims[0]), (grad, in_dims[5]))

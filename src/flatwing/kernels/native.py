@@ -33,10 +33,11 @@ def apply_columns(w: torch.Tensor, x: torch.Tensor, d: int) -> torch.Tensor:
 
 
 def _blocks_of_columns(x: torch.Tensor, a: Size, c: Size, d: Size) -> torch.Tensor:
-    view = x.reshape(a, c, d, -1).transpose(1, 2)
+    k = x.shape[1]
+    view = x.reshape(a, c, d, k).transpose(1, 2)
     if a == 1:
         return view[0]
-    return view[:, 0] if d == 1 else view.reshape(a * d, c, -1)
+    return view[:, 0] if d == 1 else view.reshape(a * d, c, k)
 
 
 def forward(x: torch.Tensor, factors: Sequence[torch.Tensor], depths: Sequence[int], last: bool) -> torch.Tensor:
