@@ -60,9 +60,9 @@ def of_any_rank(dtype: torch.dtype) -> Callable[..., int] | None:
     try:
         from .compiled_rank_steps import run as step
 
-        example = program.blockwise(1, 3, 3, 2)
-        work = np.empty(example.entries, NUMPY[dtype])
-        step(np.zeros(9, NUMPY[dtype]), work, np.empty(example.numbers), example.table[0], 0.0, 0.0)
+        for example in (program.blockwise(1, 3, 3, 2), program.signs((Pattern(1, 3, 2, 1), Pattern(1, 2, 3, 1)))):
+            values, work = np.zeros(9, NUMPY[dtype]), np.zeros(example.entries, NUMPY[dtype])
+            step(values, work, np.empty(example.numbers), example.table[0], 0.0, 0.0)
     except Exception:  # as above
         return None
     return step

@@ -142,7 +142,7 @@ def _look(block, u, w, g, spare, residual, theta, ritz, vectors, turn, eps):
     Returns |R|^2, and leaves R in the residual if that has rows.
     """
     rank, large = w.shape
-    small, nothing = u.shape[1], spare[:0, :]
+    small, nothing = u.shape[1], spare[:, :0]
     orthonormalize(u, nothing)
     for q in range(rank):
         combine(block, large, u[q], w[q])

@@ -6,8 +6,6 @@ and rows of the right one.
 
 from __future__ import annotations
 
-from functools import partial
-
 import numpy as np
 
 from .butterfly import NO_SIGN
@@ -110,17 +108,15 @@ def _carry(work, step, scratch):
                 work[to + q * b2 * columns + j] = v[q, j]
 
 
-@partial(compiled, allocates=True)
-def run(values, work, tails, step, tolerance, eps):
-    """Do one step; returns how many blocks resisted."""
-    kind, rank = step[0], step[11]
-    small, large = min(step[9], step[10]), max(step[9], step[10])
-    group, pitch, apart, _ = layout(step)
-    room = group * (apart + rank * (small + large)) + small * pitch
-    room += rank * (small + large + rank) + small * large
-    scratch = np.empty(room, dtype=values.dtype)
-    if kind != CUT and kind != TAILS:
-        _carry(work, step, scratch)
+def run(values: np.ndarray, work: np.ndarray, tails: np.ndarray, step: np.ndarray, tolerance: float, eps: float) -> int:
+    """Do one step; returns how many blocks resisted. Not compiled: its parts would be compiled once more inside it."""
+    rows, columns, rank = step[9:12].tolist()
+    if step[0] not in (CUT, TAILS):
+        _carry(work, step, np.empty(rank * (rows + columns), values.dtype))
         return 0
-    wide = np.empty(2 * (EIGENVALUES**2 + rank**2), dtype=(values[:0] * tails[:0]).dtype)  # float64 or complex128
+    group, pitch, apart, _ = layout(step)
+    small, sides = min(rows, columns), rows + columns
+    room = group * (apart + rank * sides) + small * pitch + rank * (sides + rank) + rows * columns
+    wide = np.empty(2 * (EIGENVALUES**2 + rank**2), np.result_type(values.dtype, np.float64))
+    scratch = np.empty(room, values.dtype)
     return _cut(values, work, step, tails, tolerance, eps, scratch, wide, np.empty(rank))
