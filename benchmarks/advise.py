@@ -2,11 +2,12 @@
 
     python benchmarks/advise.py                # one thread: about a minute
     python benchmarks/advise.py --threads 2
+    python benchmarks/advise.py --packed       # weights packed once: 40 forwards
 
 Every task is predicted without any stored measurement, then timed beside F.linear in rounds taken in turn. Prints both
 answers to "faster than dense?", the confusion table, how many clear answers (beyond a factor of 1.3) are right, and the
-accuracy of the predicted times, and writes benchmarks/results/advise.json, or advise_2_threads.json. About half of the
-tasks are meant to be hard: tiny, or with almost as many parameters as the dense matrix.
+accuracy of the predicted times, and writes benchmarks/results/advise.json (or ..._packed, ..._2_threads). About half of
+the tasks are meant to be hard: tiny, or with almost as many parameters as the dense matrix.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +55,13 @@ TASKS = [  # chain, then rows and mode of two tasks
 ]
 
 
-def contestants(chain: Any, rows: int, train: bool) -> tuple[Callable[[], Any], Callable[[], Any]]:
-    """Calls of `kernels.multiply` and of F.linear: the result, or the gradients for x and all parameters."""
+def contestants(chain: Any, rows: int, mode: str) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    """Calls of ours (`multiply` or `Packed`) and of F.linear: the result, or gradients for x and all parameters."""
     import torch
 
     from flatwing import SparseProduct, kernels
 
+    train = mode == "train"
     generator = torch.Generator().manual_seed(rows)
     x = torch.randn(rows, chain.shape[1], generator=generator).requires_grad_(train)
     factors = [torch.randn(p.blocks, p.b, p.c, generator=generator) / p.c**0.5 for p in chain]
@@ -74,7 +77,8 @@ def contestants(chain: Any, rows: int, train: bool) -> tuple[Callable[[], Any], 
             lambda: torch.autograd.grad(kernels.multiply(x, product), leaves, g),
             lambda: torch.autograd.grad(linear(x, matrix), (x, matrix), g),
         )
-    return lambda: kernels.multiply(x, product), lambda: linear(x, matrix)
+    ours = kernels.Packed(product) if mode == "packed" else partial(kernels.multiply, product=product)
+    return lambda: ours(x), lambda: linear(x, matrix)
 
 
 def measure(runs: tuple[Callable[[], Any], ...]) -> list[float]:
@@ -111,14 +115,18 @@ def main() -> None:
     """Predict, measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=1)
-    threads = parser.parse_args().threads
+    parser.add_argument("--packed", action="store_true")
+    options = parser.parse_args()
+    threads = options.threads
     os.environ["FLATWING_WISDOM"] = os.devnull  # measurements of this machine would make the predictions easy
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
         os.environ[name] = str(threads)
     import torch
 
-    from flatwing import Chain, kernels
+    from flatwing import Chain
     from flatwing.core.machine import processor
+    from flatwing.kernels.backend import Task
+    from flatwing.kernels.plan import plan_for
 
     torch.set_num_threads(threads)
     gc.disable()
@@ -130,8 +138,10 @@ def main() -> None:
     for text, *cases in TASKS:
         chain = Chain.parse(text)
         for count, mode in cases:
-            plan = kernels.explain(chain, count, train=mode == "train", threads=threads)
-            ours, dense = measure(contestants(chain, count, mode == "train"))
+            mode = "packed" if options.packed else mode
+            train, packed = mode == "train", mode == "packed"
+            plan = plan_for(Task(chain, count, train=train, threads=threads, packed=packed))
+            ours, dense = measure(contestants(chain, count, mode))
             row = {
                 "chain": text, "shape": list(chain.shape), "density": round(chain.density, 3), "rows": count,
                 "mode": mode, "backend": plan.backend, "predicted": plan.speedup, "measured": dense / ours,
@@ -167,7 +177,8 @@ def main() -> None:
         "confusion": table, "median_factor": apart, "rows": rows,
     }  # fmt: skip
     RESULTS.mkdir(exist_ok=True)
-    place = RESULTS / ("advise.json" if threads == 1 else f"advise_{threads}_threads.json")
+    more = ("_packed" if options.packed else "") + (f"_{threads}_threads" if threads > 1 else "")
+    place = RESULTS / f"advise{more}.json"
     place.write_text(json.dumps(record, indent=1))
     print(f"written: {place}", file=sys.stderr)
 

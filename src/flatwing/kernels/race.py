@@ -19,7 +19,7 @@ import torch
 from ..core import using_threads
 from ..structure import SparseProduct
 from .api import multiply
-from .backend import Task
+from .backend import BACKENDS, Task
 from .packed import Packed
 from .plan import plan_for
 from .wisdom import DENSE
@@ -58,7 +58,8 @@ def race(task: Task, names: Sequence[str] | None = None, *, seconds: float = 0.3
     """
     if names is None:
         times = plan_for(task).times
-        names = [name for name, expected in times if expected <= HOPELESS * times[0][1]]
+        near = [name for name, expected in times if expected <= HOPELESS * times[0][1]]
+        names = [name for name in near if BACKENDS[name].fails_because(task) is None]
     require_memory(task, "dense" in names)
     generator = torch.Generator(task.device).manual_seed(seed)
     last = task.layout == "batch-last"
