@@ -223,12 +223,12 @@ def _eigenvalues(block, large, gram, vectors):
 
 
 @compiled
-def _top(residual, products_of):
-    """No less than the largest eigenvalue of R R^H: its Frobenius norm."""
+def _top(residual, scratch):
+    """No less than the largest eigenvalue of R R^H: its Frobenius norm. Cost: small^2 large."""
     small, large = residual.shape
     total = 0.0
     for i in range(small):
-        row = products_of[: small - i]
+        row = scratch[: small - i]
         products(residual, i, large, residual[i], row)
         total += 2 * length(row) ** 2 - square(row[0])
     return np.sqrt(total)
@@ -264,6 +264,11 @@ def truncate(block, u, w, g, spare, residual, theta, turn, ritz, turned, gram, v
     that is too much, the norm of R R^H in blocks of many rows. In blocks of few rows, and from the start if they are
     long, float64 eigenvalues of G are computed. They give u, and take the eigenvalues behind the first one outside off
     h: those of G on the complement of u are no smaller (Cauchy).
+
+    All other arrays are scratch: g like u; spare like w; residual like the block, or without rows for blocks of few
+    rows; theta, and turn, ritz, turned of rank x rank, the last two in float64 or complex128 like gram and vectors of
+    small x small, which are empty for blocks of many rows. Cost: O(rank small large) per round, few rounds unless the
+    singular values at the cut are close.
     """
     rank, large = w.shape
     small, total, scale = u.shape[1], 0.0, 0.0
