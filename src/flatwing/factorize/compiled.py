@@ -9,6 +9,7 @@ disk for later processes. Nothing here is imported with `import flatwing`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from functools import lru_cache
 from math import isfinite
 from types import ModuleType
@@ -19,6 +20,7 @@ import torch
 from jaxtyping import Float, Num
 from typing_extensions import override
 
+from ..core import compiling
 from ..structure.pattern import Pattern
 from ..structure.split import Split
 from . import butterfly, program
@@ -57,14 +59,15 @@ def of_any_rank(dtype: torch.dtype) -> Callable[..., int] | None:
     """The compiled step of rank r > 1, or None where it cannot be had: only who needs it waits until it is compiled."""
     if not works(dtype):
         return None
-    try:
-        from .compiled_rank_steps import run as step
+    with _compiling("any rank", dtype):
+        try:
+            from .compiled_rank_steps import run as step
 
-        for example in (program.blockwise(1, 3, 3, 2), program.signs((Pattern(1, 3, 2, 1), Pattern(1, 2, 3, 1)))):
-            values, work = np.zeros(9, NUMPY[dtype]), np.zeros(example.entries, NUMPY[dtype])
-            step(values, work, np.empty(example.numbers), example.table[0], 0.0, 0.0)
-    except Exception:  # as above
-        return None
+            for example in (program.blockwise(1, 3, 3, 2), program.signs((Pattern(1, 3, 2, 1), Pattern(1, 2, 3, 1)))):
+                values, work = np.zeros(9, NUMPY[dtype]), np.zeros(example.entries, NUMPY[dtype])
+                step(values, work, np.empty(example.numbers), example.table[0], 0.0, 0.0)
+        except Exception:  # as above
+            return None
     return step
 
 
@@ -75,12 +78,19 @@ def works(dtype: torch.dtype) -> bool:
     if compiled is None or dtype not in NUMPY:
         return False
     nothing = np.empty(0, NUMPY[dtype])
-    try:
-        compiled.run(nothing, nothing, np.empty(0), np.empty((0, 0), np.int64), 0, 0, 0.0, 0.0)
-        compiled.tree_bound(np.zeros(1), np.ones((1, 2), np.int64))
-    except Exception:  # whatever a compiler may run into: torch computes the same
-        return False
+    with _compiling("rank 1", dtype):
+        try:
+            compiled.run(nothing, nothing, np.empty(0), np.empty((0, 0), np.int64), 0, 0, 0.0, 0.0)
+            compiled.tree_bound(np.zeros(1), np.ones((1, 2), np.int64))
+        except Exception:  # whatever a compiler may run into: torch computes the same
+            return False
     return True
+
+
+def _compiling(rank: str, dtype: torch.dtype) -> AbstractContextManager[None]:
+    compiled = loops()
+    what = f"loops of the factorization of {rank} for {str(dtype).removeprefix('torch.')}"
+    return compiling(what, lambda: None if compiled is None else compiled.run.stats.cache_path)
 
 
 def supports(values: torch.Tensor) -> bool:

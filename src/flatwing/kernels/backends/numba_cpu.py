@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import logging
-import time
 from collections.abc import Sequence
 from functools import cache, lru_cache
 from importlib.util import find_spec
@@ -15,14 +13,11 @@ import torch
 from torch.utils._python_dispatch import _disable_current_modes
 from typing_extensions import override
 
+from ...core import compiling
 from ...structure import Chain
 from ..backend import BACKENDS, Backend, Gradients, Prepared, Runner, Task
 
 _SHAPE = attrgetter("shape")
-_log = logging.getLogger(__name__)
-WORTH_SAYING = 2.0
-"""Seconds of compilation from which on the user is told what they were for."""
-
 HALVES = (torch.bfloat16, torch.float16)
 """Types that are computed in float32."""
 
@@ -59,13 +54,13 @@ class NumbaCPU(Backend):
         name, _ = _route(task.chain, dtype, task.layout == "batch-last")
         key = name, dtype, task.train
         if key not in self._verdicts:
-            start = time.perf_counter()
-            try:
-                _try(*key)
-                self._verdicts[key] = None
-            except Exception as error:  # compilers have many ways to fail
-                self._verdicts[key] = f"numba could not compile the kernels of {name}: {_first_line(error)}"
-            _say(dtype, time.perf_counter() - start)
+            what = f"kernels of {name} for {str(dtype).removeprefix('torch.')}"
+            with compiling(what, lambda: importlib.import_module("..cpu.simd", __package__).folder()):
+                try:
+                    _try(*key)
+                    self._verdicts[key] = None
+                except Exception as error:  # compilers have many ways to fail
+                    self._verdicts[key] = f"numba could not compile the kernels of {name}: {_first_line(error)}"
         return self._verdicts[key]
 
     @override
@@ -165,18 +160,6 @@ def _try(name: str, dtype: torch.dtype, train: bool) -> None:
         kernels.forward(x, factors, chain.depths, False, 1)
         if train:
             kernels.backward(x, factors, chain.depths, x, False, True, True, 1)
-
-
-def _say(dtype: torch.dtype, seconds: float) -> None:
-    """Tell the user what took so long, unless it did not: later processes find the kernels on disk."""
-    if seconds > WORTH_SAYING:
-        where = importlib.import_module("..cpu.simd", __package__).folder()
-        kept = (
-            f"kept for later processes in {where}"
-            if where
-            else ("and will be in every process, as no folder for them can be written: set NUMBA_CACHE_DIR")
-        )
-        _log.warning("kernels for %s were compiled in %.1f s, %s", str(dtype).removeprefix("torch."), seconds, kept)
 
 
 def _first_line(error: Exception) -> str:
