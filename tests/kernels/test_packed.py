@@ -164,9 +164,39 @@ def test_a_named_backend_runs(name: str, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_named_backend_that_cannot_run_raises() -> None:
     with pytest.raises(ValueError, match=r"bnm.*bmm"):
         Packed(random_product("butterfly(64)"), backend="bnm")
-    packed = Packed(random_product("butterfly(64)"), backend="triton")
-    with pytest.raises(ValueError, match="backend 'triton' cannot multiply this"):
-        packed(vectors(3, 64))
+    with pytest.raises(ValueError, match=r"backend 'triton' cannot multiply this: only for CUDA devices"):
+        Packed(random_product("butterfly(64)"), backend="triton")
+
+
+def test_float16_keeps_its_range() -> None:
+    """A merged matrix would overflow, or lose its digits, where the factors do not."""
+    for scale in (200.0, 3e-4):
+        product = random_product("monarch(64, 64, blocks=8)", torch.float64)
+        halves = SparseProduct(product.chain, [(scale * w).to(torch.float16) for w in product.factors])
+        x = vectors(1, 64).to(torch.float16) / scale
+        packed = Packed(halves)
+        assert packed.plan(1).backend != "dense"
+        assert not packed.plan(1).merged
+        want = x.double() @ SparseProduct(product.chain, [w.double() for w in halves.factors]).dense().T
+        error = (packed(x).double() - want).norm() / want.norm()
+        assert error < 2e-3
+
+
+def test_packed_within_inference_mode() -> None:
+    product, x = random_product("butterfly(64)"), vectors(3, 64).requires_grad_()
+    with torch.inference_mode():
+        packed = Packed(product)
+    assert torch.autograd.grad(packed(x).sum(), x)[0].shape == x.shape
+
+
+class Wrapper(torch.Tensor):
+    """Of another type, as subclasses of tensors are."""
+
+
+def test_vectors_of_other_types_take_the_long_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    packed, x = Packed(random_product("butterfly(64)")), vectors(2, 3, 64)
+    monkeypatch.setattr(Packed, "_multiply", None)
+    assert packed(x.as_subclass(Wrapper)).shape == (2, 3, 64)
 
 
 def test_wrong_arguments() -> None:
@@ -182,3 +212,7 @@ def test_wrong_arguments() -> None:
         packed(vectors(3, 65))
     with pytest.raises(ValueError, match="batch"):
         packed.plan(0)
+    with pytest.raises(ValueError, match=r"x has the layout torch.sparse_coo. Rule: an ordinary, dense tensor"):
+        packed(vectors(3, 64).to_sparse())
+    with pytest.raises(ValueError, match=r"x has the layout torch.sparse_coo"):
+        kernels.multiply(vectors(3, 64).to_sparse(), packed.product)

@@ -70,6 +70,10 @@ def pruned(layer: StructuredLinear) -> None:
     prune.random_unstructured(layer.factors, "2", amount=0.5)
 
 
+class Subclass(torch.Tensor):
+    """What wrappers make of a weight."""
+
+
 class Doubled(nn.Module):
     def forward(self, w: torch.Tensor) -> torch.Tensor:
         return 2 * w
@@ -86,7 +90,6 @@ CHANGES: dict[str, Callable[[StructuredLinear], object]] = {
     "there and back": lambda layer: layer.to(torch.float64).to(torch.float32),
     "permutation": other_permutation,
     "pruned": pruned,
-    "parametrized": lambda layer: parametrize.register_parametrization(layer.factors, "1", Doubled()),
 }
 
 
@@ -103,7 +106,7 @@ def test_changes_are_seen(change: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not calls
     layer.pack()
     agrees(layer, layer.dense, x)
-    assert len(calls) == (0 if change == "parametrized" else 1)  # a parametrized weight is computed anew each time
+    assert len(calls) == 1
 
 
 def test_other_weights_for_one_call() -> None:
@@ -122,8 +125,67 @@ def test_gradients_of_weights_are_recorded() -> None:
     layer(x).square().sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in layer.parameters())
     layer.requires_grad_(False)
+    layer.pack()
     got = torch.autograd.grad(layer(x).square().sum(), x)[0]
     torch.testing.assert_close(got, x.grad)
+    assert layer.is_packed
+
+
+def test_training_goes_on() -> None:
+    """Fused optimizers change weights without counting that."""
+    layer, x = layer_of(), torch.randn(3, 64)
+    optimizer = torch.optim.AdamW(layer.parameters(), lr=0.1, fused=True)
+    for _ in range(3):
+        layer.pack()
+        agrees(layer, layer.dense, x)
+        optimizer.zero_grad()
+        layer(x).square().sum().backward()
+        optimizer.step()
+        agrees(layer, layer.dense, x)
+
+
+def test_memory_that_is_used_again_does_not_pass_for_the_old_weights() -> None:
+    layer, x = layer_of(bias=False), torch.randn(3, 64)
+    layer.pack()
+    for k in range(6):
+        with torch.no_grad():
+            torch.nn.utils.vector_to_parameters(torch.full((layer.nnz,), float(k)), layer.parameters())
+            assert not layer.is_packed
+            torch.testing.assert_close(layer(x), x @ layer.dense().T, rtol=1e-4, atol=1e-2)
+
+
+def test_packed_within_inference_mode() -> None:
+    layer, x = layer_of().requires_grad_(False), torch.randn(3, 64, requires_grad=True)
+    with torch.inference_mode():
+        layer.pack()
+        layer(x)
+    want = torch.autograd.grad((x @ layer.dense().T + layer.bias).square().sum(), x)[0]
+    torch.testing.assert_close(torch.autograd.grad(layer(x).square().sum(), x)[0], want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_a_trace_keeps_the_parameters() -> None:
+    layer, x = layer_of().requires_grad_(False), torch.randn(3, 64)
+    layer.pack()
+    traced = torch.jit.trace(layer, (x,))
+    traced.load_state_dict({k: 2 * v for k, v in layer.state_dict().items()})
+    want = x @ layer.dense().T + layer.bias  # the trace shares the parameters
+    torch.testing.assert_close(traced(x), want, rtol=1e-4, atol=1e-3)
+
+
+def test_parametrizations_are_evaluated_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, calls = layer_of(), []
+    forward = Doubled.forward
+    monkeypatch.setattr(Doubled, "forward", lambda self, w: calls.append(w) or forward(self, w))
+    parametrize.register_parametrization(layer.factors, "1", Doubled())
+    calls.clear()
+    layer(torch.randn(3, 64))
+    assert len(calls) == 1
+    with pytest.raises(
+        ValueError, match=r"computed at each access. Rule: plain parameters; remove the parametrization"
+    ):
+        layer.pack()
 
 
 @pytest.mark.parametrize("way", ["deepcopy", "pickle"])
@@ -137,6 +199,8 @@ def test_copies_are_independent(way: str) -> None:
         torch.save(layer, file)
         file.seek(0)
         twin = torch.load(file, weights_only=False)
+    assert layer.is_packed
+    assert not twin.is_packed
     with torch.no_grad():
         twin.factors[0].zero_()
     agrees(layer, layer.dense, x)
@@ -156,7 +220,9 @@ def test_a_whole_model() -> None:
 
 
 def test_wrong_arguments() -> None:
-    with pytest.raises(ValueError, match=r"this Linear has no StructuredLinear. Rule: a model that"):
+    with pytest.raises(
+        ValueError, match=r"this Linear has no StructuredLinear. Rule: a model with layers of chains, as compress_"
+    ):
         pack_(nn.Linear(2, 2))
     with pytest.raises(ValueError, match=r"this Linear has no StructuredLinear"):
         unpack_(nn.Linear(2, 2))
@@ -164,6 +230,14 @@ def test_wrong_arguments() -> None:
         layer = layer_of()
     with pytest.raises(ValueError, match=r"inference tensors.*outside of torch.inference_mode"):
         layer.pack()
+    model = nn.Sequential(layer_of(), layer)
+    with pytest.raises(ValueError, match=r"layer '1' cannot be packed: the weights are inference tensors"):
+        pack_(model)
+    assert not model[0].is_packed
+    sharded = layer_of()
+    sharded.factors[0] = nn.Parameter(torch.ones(32, 2, 2).as_subclass(Subclass))
+    with pytest.raises(ValueError, match=r"the weights are .*Rule: ordinary parameters; pack before sharding"):
+        sharded.pack()
 
 
 def test_it_compiles() -> None:

@@ -7,7 +7,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -103,11 +103,13 @@ def race_layers(layers: Mapping[str, nn.Module], rows: int, seconds: float, seed
 @contextmanager
 def packed(*models: nn.Module) -> Iterator[None]:
     """Pack the structured layers that are not packed yet, for so long."""
-    layers = [layer for model in models for layer in model.modules() if isinstance(layer, StructuredLinear)]
-    chosen = [layer for layer in layers if not (layer.is_packed or any(p.is_inference() for p in layer.parameters()))]
-    for layer in chosen:
-        layer.pack()
+    chosen = []
     try:
+        for layer in (layer for model in models for layer in model.modules() if isinstance(layer, StructuredLinear)):
+            if not layer.is_packed:
+                with suppress(ValueError):  # some cannot be packed
+                    layer.pack()
+                    chosen.append(layer)
         yield
     finally:
         for layer in chosen:

@@ -174,6 +174,8 @@ def require_fitting(x: Any, product: Any, layout: str = "batch-first") -> None:
         raise TypeError(f"product is a {type(product).__name__}. Rule: a SparseProduct, such as layer.product.")
     if not isinstance(x, torch.Tensor):
         raise TypeError(f"x is a {type(x).__name__}. Rule: a torch tensor; write torch.as_tensor(x).")
+    if x.layout is not torch.strided:
+        raise ValueError(f"x has the layout {x.layout}. Rule: an ordinary, dense tensor; write x.to_dense().")
     if layout not in LAYOUTS:
         raise ValueError(f"layout is {layout!r}. Rule: one of {', '.join(LAYOUTS)}.")
     n = product.chain.shape[1]

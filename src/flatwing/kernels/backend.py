@@ -46,6 +46,10 @@ class Task:
     """Whether the weights are prepared once, so that no call has to read, pack or merge them: see `Packed`."""
 
 
+NARROW = (torch.float16,)
+"""Types whose range a product of factors leaves easily: those are not merged unless the user says so."""
+
+
 class Gradients(NamedTuple):
     """Gradients of one multiplication; None for what was not asked for."""
 
@@ -133,12 +137,16 @@ def resolved(x: torch.Tensor) -> torch.Tensor:
     return solid(x.resolve_conj().resolve_neg())
 
 
+LOW = 1 << 40
+"""Addresses below may be offsets into memory that was freed: worth a look by `solid`."""
+
+
 def solid(x: torch.Tensor) -> torch.Tensor:
     """x, or zeros in memory if torch only noted that it is zero.
 
     Raises `RuntimeError` for a tensor whose memory was freed.
     """
-    if x.numel() == 0 or x.data_ptr():
+    if x.numel() == 0 or x.data_ptr() != x.storage_offset() * x.itemsize:  # without memory it begins at zero
         return x
     if x._is_zerotensor():
         return x.new_zeros(x.shape)

@@ -24,6 +24,7 @@ from .arguments import require_sizes
 from .backend import BACKENDS, chain_of, resolved
 from .plan import Plan, merged_factors, plan_of
 
+_is_cast = torch.is_autocast_enabled
 _peek = torch._C._functorch.peek_interpreter_stack  # pyright: ignore[reportAttributeAccessIssue]
 _batched = torch._C._functorch.is_legacy_batchedtensor  # pyright: ignore[reportAttributeAccessIssue]
 _modes = torch._C._len_torch_dispatch_stack
@@ -78,12 +79,13 @@ def is_plain_call(x: Tensor, product: SparseProduct) -> bool:
 def holds_only_values(x: Tensor) -> bool:
     """Whether there is nothing to record, cast or transform, so that a kernel may read the memory of x."""
     return (
-        not (x.requires_grad and torch.is_grad_enabled())
+        x.layout is torch.strided
+        and not (x.requires_grad and torch.is_grad_enabled())
         and not (x.is_neg() or x.is_conj())
         and not _modes()
         and forward_ad._current_level < 0
         and _peek() is None
-        and not torch.is_autocast_enabled("cpu" if x.is_cpu else x.device.type)
+        and not (_is_cast("cpu") if x.is_cpu else x.is_meta or _is_cast(x.device.type))
         and torch._C._get_tracing_state() is None
     )
 

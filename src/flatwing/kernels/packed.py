@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Num
 
 from ..structure import SparseProduct
+from ..structure.product import ORDINARY
 from . import dispatch, wisdom
 from .api import diagonal_chain, multiply, require_fitting
 from .arguments import whole
@@ -28,11 +29,10 @@ class Packed:
     vectors gain most, as no call reads, checks and packs each factor. Plans differ from those of `multiply`, too, where
     merging neighbours, or all factors to a dense matrix of m n numbers, is worth it only once.
 
-    A named `backend` runs or raises. Raises `TypeError` for what is no product, `ValueError` for a backend that is
-    unknown; calls raise as `multiply` does. Memory: a copy of the weights, and what is prepared when a number of
-    vectors is met whose plan is new.
+    Batches of products are left to `multiply`. A named `backend` runs or raises. Raises `TypeError` for what is no
+    product, `ValueError` for a backend that is unknown or does not support it; calls raise as `multiply` does. Memory:
+    a copy of the weights, and what is prepared when a number of vectors is met whose plan is new.
 
-    >>> from flatwing import Chain
     >>> P = SparseProduct(Chain.butterfly(4), [torch.ones(2, 2, 2)] * 2)
     >>> packed = Packed(P)
     >>> P.factors[0].zero_().sum(), packed(torch.ones(2, 4))
@@ -43,10 +43,9 @@ class Packed:
     def __init__(self, product: SparseProduct, *, backend: str = "auto") -> None:
         if not isinstance(product, SparseProduct):
             raise TypeError(f"product is a {type(product).__name__}. Rule: a SparseProduct, such as layer.product.")
-        if backend != "auto":
-            BACKENDS[backend]  # raises if it is unknown
         self._backend = backend
-        factors = [w.detach().resolve_conj().resolve_neg().contiguous().clone() for w in product.factors]
+        with torch.inference_mode(False):  # else gradients could not be recorded later
+            factors = [w.detach().resolve_conj().resolve_neg().contiguous().clone() for w in product.factors]
         self.product = SparseProduct(product.chain, factors, product.perm_in, product.perm_out)
         """The copy, which is for reading only."""
         self._columns, self._dtype, self._device = product.chain.shape[1], factors[0].dtype, factors[0].device
@@ -54,6 +53,8 @@ class Packed:
         self._is_matrix = not (product.batch or product.perm_in is not None or product.perm_out is not None)
         self._chosen: dict[tuple[int, int, int], Prepared] = {}
         self._prepared: dict[tuple[str, tuple[int, ...]], Prepared] = {}
+        if backend != "auto":
+            self.plan(1)  # raises if it cannot run
 
     def __reduce__(self) -> tuple[Callable[..., Packed], tuple[SparseProduct]]:
         # without what was prepared, which lies at addresses of this process
@@ -90,7 +91,8 @@ class Packed:
     def _reads(self, x: torch.Tensor, shape: torch.Size) -> bool:
         """Whether what was prepared can multiply x; `multiply` does the rest."""
         return (
-            x.dtype is self._dtype
+            type(x) in ORDINARY
+            and x.dtype is self._dtype
             and x.device == self._device
             and shape[-1] == self._columns
             and 0 not in shape

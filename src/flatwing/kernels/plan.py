@@ -11,7 +11,7 @@ from jaxtyping import Num
 
 from ..structure import Chain, SparseProduct
 from . import cost, wisdom
-from .backend import BACKENDS, Backend, Layout, Runner, Task
+from .backend import BACKENDS, NARROW, Backend, Layout, Runner, Task
 
 NEVER_CHOSEN = ("reference",)  # runs when it is named: it is what the others are compared with
 
@@ -148,6 +148,8 @@ def _plan_for(task: Task, backend: str, _: int) -> Plan:
         why = BACKENDS[name].unsupported_because(task)
         if why is None and backend == "auto" and name in NEVER_CHOSEN:
             why = "the definition, for comparison: runs when it is named"
+        if why is None and backend == "auto" and name == "dense" and task.dtype in NARROW:
+            why = f"the matrix may leave the range of {cost.dtype_name(task.dtype)}: runs when it is named"
         if why is not None:
             skipped[name] = why
         else:

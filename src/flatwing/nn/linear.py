@@ -42,6 +42,7 @@ class StructuredLinear(StructuredLayer):
 
     perm_in: torch.Tensor | None
     perm_out: torch.Tensor | None
+    _packed: PackedLayer | None = None
 
     def __init__(
         self,
@@ -63,7 +64,6 @@ class StructuredLinear(StructuredLayer):
         place = self.factors[0].device
         self.register_buffer("perm_in", _permutation(perm_in, self.in_features, "perm_in", place))
         self.register_buffer("perm_out", _permutation(perm_out, self.out_features, "perm_out", place))
-        self._packed: PackedLayer | None = None
         self.reset_parameters()
 
     @classmethod
@@ -118,7 +118,7 @@ class StructuredLinear(StructuredLayer):
     def multiply(self, x: Num[torch.Tensor, "k n"]) -> Num[torch.Tensor, "k m"]:
         """x @ dense().T by the backend that `flatwing.kernels.explain` names."""
         factors, perm_in, perm_out = values_of(self.factors), self.perm_in, self.perm_out
-        if self._packed is not None and self._packed.holds([*factors, perm_in, perm_out]):
+        if self._packed is not None and self._uses_packed(x, [*factors, perm_in, perm_out]):
             return self._packed.product(x)
         if perm_in is not None:
             x = x.index_select(-1, perm_in)
@@ -126,11 +126,16 @@ class StructuredLinear(StructuredLayer):
         return x if perm_out is None else x.index_select(-1, perm_out.argsort())
 
     def pack(self) -> None:
-        """Prepare the weights for inference: calls that record no gradients of them use a copy that is packed once.
+        """Prepare the weights for inference: calls that record nothing use a copy that is packed once.
 
-        The copy is used as long as the weights are what they were: a step of an optimizer, `load_state_dict` or `to`
-        brings the ordinary way back, until the next `pack`. Only changes behind torch's back (writes to `.data`, or to
-        memory shared with numpy) are not seen: pack again after those. Memory: see `flatwing.kernels.Packed`.
+        The copy is dropped at the first call that finds that the weights were moved, loaded or changed, and at the
+        first one that records gradients of them, that is when training goes on; pack again afterwards. Not seen are
+        changes behind torch's back between two calls without gradients: writes to `.data` or to memory shared with
+        numpy, collectives of `torch.distributed`, steps of `fused=True` optimizers. Memory: see
+        `flatwing.kernels.Packed`; copies and pickles of the layer are not packed.
+
+        Raises `ValueError` for weights whose changes torch does not count (inference tensors), that are sharded, or
+        computed at each access (parametrizations).
 
         >>> layer = StructuredLinear("butterfly(64)")
         >>> layer.pack()
@@ -140,21 +145,45 @@ class StructuredLinear(StructuredLayer):
         >>> torch.allclose(y, layer(x), atol=1e-5)
         True
         """
-        self._packed = PackedLayer(self.product, [*values_of(self.factors), self.perm_in, self.perm_out])
+        tensors = self._tensors()
+        packed = PackedLayer(self.product, tensors)
+        if not packed.is_of(self._tensors()):
+            raise ValueError(
+                "the factors are computed at each access. Rule: plain parameters; remove the parametrization first "
+                "(torch.nn.utils.parametrize.remove_parametrizations)."
+            )
+        self._packed = packed
 
     @property
     def is_packed(self) -> bool:
         """Whether the weights are packed, and still what they were when `pack` was called."""
-        return self._packed is not None and self._packed.is_of([*values_of(self.factors), self.perm_in, self.perm_out])
+        return self._packed is not None and self._packed.is_of(self._tensors()) and self._packed.is_fresh()
 
     def unpack(self) -> None:
         """Forget what `pack` prepared, and free its memory."""
         self._packed = None
 
+    def _uses_packed(self, x: torch.Tensor, tensors: list[torch.Tensor | None]) -> bool:
+        packed = self._packed
+        if packed is None or torch.compiler.is_compiling() or not packed.is_of(tensors):
+            return False
+        trained = torch.is_grad_enabled() and any(t.requires_grad for t in tensors if t is not None)
+        if trained or not packed.is_fresh():
+            self._packed = None
+            return False
+        return packed.takes(x)
+
+    def _tensors(self) -> list[torch.Tensor | None]:
+        return [*values_of(self.factors), self.perm_in, self.perm_out]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_packed": None}
+
     @property
     @override
     def dtype(self) -> torch.dtype:
-        return values_of(self.factors)[0].dtype
+        first = next(iter(self.factors._parameters.values()), None)  # of a parametrized factor, this is not the first
+        return super().dtype if first is None else first.dtype
 
     @override
     def reset_parameters(self) -> None:

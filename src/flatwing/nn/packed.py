@@ -11,39 +11,49 @@ import torch
 from torch import nn
 
 from ..kernels import Packed
+from ..kernels.dispatch import holds_only_values
 from ..structure import SparseProduct
+from ..structure.product import ORDINARY
 
-_VERSION, _NEEDS_GRAD = attrgetter("_version"), attrgetter("requires_grad")
+_VERSION = attrgetter("_version")
 _pointer = torch.Tensor.data_ptr
 
 
 @final
 class PackedLayer:
-    """A packed copy of the weights of a layer, and what tells whether they are still the same."""
+    """A packed copy of the weights of a layer, and what tells whether they are still the same.
+
+    Raises `ValueError` for weights whose changes torch does not count.
+    """
 
     def __init__(self, product: SparseProduct, tensors: Sequence[torch.Tensor | None]) -> None:
-        self.product = Packed(product)
         self._given = list(tensors)
         self._tensors = [t for t in tensors if t is not None]
+        if any(type(t) not in ORDINARY for t in self._tensors):
+            kinds = ", ".join(sorted({type(t).__name__ for t in self._tensors}))
+            raise ValueError(
+                f"the weights are {kinds}. Rule: ordinary parameters; pack before sharding, or not at all."
+            )
         if any(t.is_inference() for t in self._tensors):
             raise ValueError(
-                "the weights are inference tensors, whose changes torch does not count. Rule: make or load a "
-                "layer that is packed outside of torch.inference_mode(); it may run inside."
+                "the weights are inference tensors, whose changes torch does not count. Rule: make or load a layer "
+                "that is packed outside of torch.inference_mode(); it may run inside."
             )
+        self.product = Packed(product)
+        self._memory = [t.detach() for t in self._tensors]  # kept, so that no other weights can come to lie there
         self._state = self._now()
 
-    def holds(self, tensors: Sequence[torch.Tensor | None]) -> bool:
-        """Whether the copy may stand for these tensors: it is theirs, and no gradients of them are to be recorded."""
-        return (
-            not torch.compiler.is_compiling()
-            and not (torch.is_grad_enabled() and any(map(_NEEDS_GRAD, self._tensors)))
-            and self.is_of(tensors)
-        )
-
     def is_of(self, tensors: Sequence[torch.Tensor | None]) -> bool:
-        """Whether the copy is that of these tensors as they are now."""
-        same = len(tensors) == len(self._given) and all(map(is_, tensors, self._given))
-        return same and self._now() == self._state
+        """Whether these are the tensors that were packed, whatever they hold by now."""
+        return len(tensors) == len(self._given) and all(map(is_, tensors, self._given))
+
+    def is_fresh(self) -> bool:
+        """Whether the tensors have not changed since."""
+        return self._now() == self._state
+
+    def takes(self, x: torch.Tensor) -> bool:
+        """Whether the copy may multiply x: neither cast nor recorded, traced or transformed."""
+        return holds_only_values(x)
 
     def _now(self) -> tuple[list[int], list[int]]:
         return list(map(_VERSION, self._tensors)), list(map(_pointer, self._tensors))

@@ -179,15 +179,22 @@ def pack_(model: nn.Module) -> list[str]:
     """Pack the weights of every `StructuredLinear` in a model for inference, in place; returns their names.
 
     Nothing else changes: parameters, state and training are as before, see `StructuredLinear.pack`. `unpack_` frees the
-    memory. Raises `ValueError` for a model without such layers, or with weights that are inference tensors.
+    memory. Raises `ValueError` for a model without such layers, or naming the first one that cannot be packed; then
+    none is.
 
     >>> model = nn.Sequential(StructuredLinear("butterfly(64)"), nn.ReLU())
     >>> pack_(model), unpack_(model)
     (['0'], ['0'])
     """
     layers = _chain_layers(model)
-    for layer in layers.values():
-        layer.pack()
+    before = {name: layer._packed for name, layer in layers.items()}
+    for name, layer in layers.items():
+        try:
+            layer.pack()
+        except ValueError as error:
+            for other, packed in before.items():
+                layers[other]._packed = packed
+            raise ValueError(f"layer {name!r} cannot be packed: {error}") from None
     return list(layers)
 
 
@@ -203,6 +210,7 @@ def _chain_layers(model: nn.Module) -> dict[str, StructuredLinear]:
     found = {name: layer for name, layer in model.named_modules() if isinstance(layer, StructuredLinear)}
     if not found:
         raise ValueError(
-            f"this {type(model).__name__} has no StructuredLinear. Rule: a model that `compress_` changed."
+            f"this {type(model).__name__} has no StructuredLinear. Rule: a model with layers of chains, as "
+            "compress_(model, structure) puts them in."
         )
     return found

@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from ...structure import Chain
 from .. import native
-from ..backend import BACKENDS, Backend, Task
+from ..backend import BACKENDS, NARROW, Backend, Task
 from ..cost import call_seconds, factor_seconds, merge_seconds, native_seconds
 
 
@@ -45,7 +45,7 @@ class Bmm(Backend):
 def best_merges(task: Task) -> tuple[int, ...]:
     """The splits whose merging makes batched GEMM fastest, merging included: a shortest path over runs of factors."""
     patterns = task.chain.patterns
-    if not (task.chain.chainable or task.chain.T.chainable):
+    if not (task.chain.chainable or task.chain.T.chainable) or task.dtype in NARROW:
         return ()
     best: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]
     for hi in range(1, len(patterns) + 1):

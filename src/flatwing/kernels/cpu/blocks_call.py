@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ..backend import resolved
+from ..backend import LOW, resolved
 from .simd import vector_bytes
 from .tiles import UNIT
 
@@ -63,7 +63,7 @@ def call_of(factors: Sequence[torch.Tensor], depths: Sequence[int]) -> Call:
     weights: list[torch.Tensor] = []
     n = m = widest = inner = kept = nnz = 0
     for w, d in zip(reversed(factors), reversed(depths), strict=True):
-        if not w.is_contiguous() or w.is_complex() or w.is_neg() or not w.data_ptr():
+        if not w.is_contiguous() or w.is_complex() or w.is_neg() or w.data_ptr() < LOW:
             w = resolved(w).contiguous()
         weights.append(w)
         blocks, b, c = w.shape

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ...structure import Chain
-from ..backend import Gradients, Prepared, solid
+from ..backend import LOW, Gradients, Prepared, solid
 from . import dyadic_kernels as kernels
 from . import workers
 from .dyadic_passes import passes
@@ -154,7 +154,7 @@ def _plan(depths: tuple[int, ...], n: int, dtype: torch.dtype, back: bool) -> _P
 def _rows(x: torch.Tensor) -> tuple[torch.Tensor, int, int]:
     """x, or a copy whose rows are contiguous, its address, and the distance of its rows in elements."""
     lead, step = x.stride()
-    if step != 1 or not x.data_ptr():
+    if step != 1 or x.data_ptr() < LOW:
         x = solid(x).contiguous()
         lead = x.stride()[0]
     return x, x.data_ptr(), lead
@@ -165,7 +165,7 @@ def _readable(factors: Sequence[torch.Tensor]) -> tuple[Sequence[torch.Tensor], 
     if not all(map(torch.Tensor.is_contiguous, factors)):  # map: loops in Python take a microsecond
         factors = [w.contiguous() for w in factors]
     pointers = tuple(map(torch.Tensor.data_ptr, factors))
-    if not all(pointers):
+    if min(pointers) < LOW:
         factors = list(map(solid, factors))
         pointers = tuple(map(torch.Tensor.data_ptr, factors))
     return factors, _addresses(pointers)
