@@ -254,3 +254,41 @@ def test_a_compiler_that_fails_leaves_rank_two_to_torch(monkeypatch: pytest.Monk
         assert SOLVERS["compiled"].truncate(torch.randn(5, 4, 6), 2).basis.shape == (5, 4, 2)
     finally:
         compiled.of_any_rank.cache_clear()
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-60, 1e-75, 1e-85, 1e-100, 1e-140])
+@pytest.mark.parametrize("rank", [1, 2])
+def test_tails_of_tiny_blocks_are_no_larger_than_the_truth(rank: int, size: float) -> None:
+    """Squares of squares fall below all numbers long before the entries do."""
+    for shape in ((50, 5, 9), (10, 20, 24)):
+        blocks = size * torch.randn(*shape, dtype=torch.float64)
+        values = torch.linalg.svdvals(blocks / size)
+        truth = size**2 * values[:, rank:].square().sum(1)
+        tails = SOLVERS["compiled"].truncate(blocks, rank).tail
+        assert bool((tails <= truth * (1 + 1e-8)).all())
+        assert bool((tails >= truth * (1 - 1e-6)).all())
+
+
+def test_near_ties_of_tiny_blocks_in_short_precision() -> None:
+    """What bounds the rest is a square of squares, too."""
+    singular = torch.tensor([1.0, 1.0, 0.9995, *[0.01] * 21], dtype=torch.float64)
+    for size in (1.0, 1e-10, 1e-11):
+        bases = [torch.linalg.qr(torch.randn(20, n, 24, dtype=torch.float64))[0] for n in (24, 40)]
+        blocks = (size * (bases[0] * singular) @ bases[1].mT).float()
+        truth = torch.linalg.svdvals(blocks.double())[:, 2:].square().sum(1)
+        steps = program.blockwise(*blocks.shape, 2)
+        tails = SOLVERS["compiled"].truncate(blocks, 2).tail
+        assert steps.numbers == len(tails)
+        assert bool((tails <= truth * (1 + 1e-4)).all()), size
+
+
+@pytest.mark.parametrize("rank", [1, 2])
+def test_what_is_no_number_is_not_called_zero(rank: int) -> None:
+    found = SOLVERS["compiled"].truncate(torch.full((2, 5, 9), float("nan"), dtype=torch.float64), rank)
+    assert bool(found.tail.isnan().all())
+
+
+def test_ranks_that_cut_nothing_off_are_left_to_others() -> None:
+    reason = SOLVERS["compiled"].unsupported_because(3, 5, 3, torch.device("cpu"))
+    assert reason == "nothing is cut off at rank 3 of 3"
+    assert SOLVERS["compiled"].unsupported_because(1, 5, 1, torch.device("cpu")) is None

@@ -170,6 +170,8 @@ class Compiled(BlockSolver):
 
     @override
     def unsupported_because(self, small: int, large: int, rank: int, device: torch.device) -> str | None:
+        if rank > 1 and rank >= small:
+            return f"nothing is cut off at rank {rank} of {small}"
         possible = device.type == "cpu" and loops() is not None
         return None if possible else "only for the CPU, where numba can be imported and may compile"
 

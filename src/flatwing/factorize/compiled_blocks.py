@@ -22,12 +22,14 @@ ROUNDS, PATIENCE = 40, 6  # turns of power iteration in all, and before the Gram
 SQUARED = 64  # rows of the largest blocks whose Gram matrix is made: LAPACK is faster for larger ones
 SMALLEST = 1e-300  # smaller numbers have no reciprocal
 UNPROVED = -1.0  # returned instead of a tail
+SMALLEST = 1e-140  # squared norm of a float64 block: of smaller ones, products of products fall below all numbers
 
 
 @lru_cache(maxsize=1)
 def _digest() -> str:
     """Names the state of the compiled functions: numba's cache on disk notices changes of one file only."""
-    sources = sorted(Path(__file__).parent.glob("compiled_*.py"))
+    folder = Path(__file__).parent
+    sources = [*sorted(folder.glob("compiled_*.py")), folder / "butterfly.py"]  # of which they know a constant
     return sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:12]
 
 
@@ -53,13 +55,13 @@ def square(z):
 
 @compiled
 def wide_square(z):
-    """The same in float64: products of products leave the range of float32."""
+    """The same in float64: products of products leave the range of float32; for that of float64 see `SMALLEST`."""
     return np.float64(z.real) ** 2 + np.float64(z.imag) ** 2
 
 
 @compiled
 def length(x):
-    """Euclidean norm; rows are summed in their own precision."""
+    """Euclidean norm; squares of short precision, summed in float64."""
     total = square(x[0] * 0)
     for j in range(len(x)):
         total += square(x[j])
@@ -294,13 +296,15 @@ def power_iteration(block, large, u, w, g, power, spare, tolerance, eps, lower):
         total += g[i].real
         if g[i].real > g[best].real:
             best = i
-    if not total > 0:
+    if not total > 0:  # zero, or not a number
         for i in range(small):
             u[i] = 0
         normalize(u)
         for j in range(large):
             w[j] = 0
-        return 0.0
+        return total
+    if eps < 1e-10 and total < SMALLEST:
+        return UNPROVED
     products(block, 0, large, block[best], u)
     floor, times, logarithm, patience = (16 * eps) ** 2, -1, 0.0, PATIENCE
     for turn in range(ROUNDS):

@@ -230,7 +230,9 @@ def _top(residual, scratch):
     for i in range(small):
         row = scratch[: small - i]
         products(residual, i, large, residual[i], row)
-        total += 2 * length(row) ** 2 - square(row[0])
+        total -= wide_square(row[0])
+        for j in range(len(row)):
+            total += 2 * wide_square(row[j])
     return np.sqrt(total)
 
 
@@ -275,14 +277,14 @@ def truncate(block, u, w, g, spare, residual, theta, turn, ritz, turned, gram, v
     energies(block, large, g[0])
     for i in range(small):
         total += g[0, i].real
-    if not total > 0:
+    if not total > 0:  # zero, or not a number
         for q in range(rank):
             for i in range(small):
                 u[q, i] = 1 if i == q else 0
             for j in range(large):
                 w[q, j] = 0
-        return 0.0
-    if total < (1e-24 if eps > 1e-10 else 1e-276):  # its products would lose digits where numbers end
+        return total
+    if total < (1e-24 if eps > 1e-10 else SMALLEST):  # its products would lose digits where numbers end
         return UNPROVED
     few = small <= EIGENVALUES and large >= FIRST * small * small
     ask, known, patience, behind, least = few, False, PATIENCE, 0.0, 0.0
