@@ -1,3 +1,4 @@
+import importlib
 import importlib.util
 import subprocess
 import sys
@@ -196,3 +197,35 @@ def test_predictions(chain: Chain) -> None:
     assert plain < backend.seconds(Task(chain, 64, train=True))
     assert plain < backend.seconds(Task(chain, 6400))
     assert plain < backend.seconds(Task(chain, 64, torch.bfloat16)), "casts come on top"
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("layout", ["batch-first", "batch-last"])
+@pytest.mark.parametrize("rows", [1, 5, 33, 1000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64])
+@pytest.mark.parametrize("text", ["monarch(256, 256, blocks=16)", "butterfly(48)", "butterfly(256)"])
+def test_what_is_tried_is_what_runs(text: str, dtype: torch.dtype, rows: int, layout: str, packed: bool) -> None:
+    """No call compiles anything that was not compiled, and explained, when the plan was made."""
+    if packed and layout == "batch-last":
+        pytest.skip("packed are rows only")
+    chain = Chain.parse(text)
+    task = Task(chain, rows, dtype, layout=layout, train=not packed, packed=packed)  # type: ignore[arg-type]
+    backend = NumbaCPU()
+    assert backend.fails_because(task) is None
+    functions = [f for name in ("blocks", "blocks_rows", "dyadic") for f in compiled_in(f"{name}_kernels")]
+    functions += compiled_in("blocks_backward")
+    before = {f: len(f.signatures) for f in functions}
+    x, factors, depths = draw(chain, rows, dtype)
+    x = x.mT.contiguous() if layout == "batch-last" else x
+    if packed:
+        backend.prepared(factors, depths)(x, 1)
+    else:
+        backend.forward(x, factors, depths, layout == "batch-last")
+        backend.backward(x, factors, depths, torch.ones_like(x), layout == "batch-last")
+    assert {f: len(f.signatures) for f in functions} == before
+
+
+def compiled_in(name: str) -> list[Any]:
+    """Compiled functions that Python calls."""
+    module = importlib.import_module(f"flatwing.kernels.cpu.{name}")
+    return [f for f in vars(module).values() if hasattr(f, "signatures")]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import cache, lru_cache
 from importlib.util import find_spec
 from operator import attrgetter
-from typing import Any, cast, final
+from typing import Any, NamedTuple, cast, final
 
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
@@ -32,7 +32,7 @@ class NumbaCPU(Backend):
     """
 
     def __init__(self) -> None:
-        self._verdicts: dict[tuple[str, torch.dtype, bool], str | None] = {}
+        self._verdicts: dict[_Code, str | None] = {}
 
     @override
     def unsupported_because(self, task: Task) -> str | None:
@@ -42,26 +42,25 @@ class NumbaCPU(Backend):
             return "numba is not installed. Try `pip install numba`."
         dtype, last = _computed(task.dtype), task.layout == "batch-last"
         try:
-            name, reason = _route(task.chain, dtype, last)
+            _, reason = _route(task.chain, dtype, last)
         except Exception as error:  # whatever an import may raise
             return f"numba does not work here: {_first_line(error)}. See `python -c 'import numba'`."
-        return reason or self._verdicts.get((name, dtype, task.train))
+        return reason or self._verdicts.get(_code(task))
 
     @override
     def fails_because(self, task: Task) -> str | None:
-        """None if the kernels compile, which a tiny product finds out, else why not; found out once."""
-        dtype = _computed(task.dtype)
-        name, _ = _route(task.chain, dtype, task.layout == "batch-last")
-        key = name, dtype, task.train
-        if key not in self._verdicts:
-            what = f"kernels of {name} for {str(dtype).removeprefix('torch.')}"
+        """None if the kernels compile, which a small product finds out, else why not; found out once."""
+        code = _code(task)
+        if code not in self._verdicts:
+            what = f"kernels of {code.name} for {str(code.dtype).removeprefix('torch.')}"
             with compiling(what, lambda: importlib.import_module("..cpu.simd", __package__).folder()):
                 try:
-                    _try(*key)
-                    self._verdicts[key] = None
+                    _try(code)
+                    self._verdicts[code] = None
                 except Exception as error:  # compilers have many ways to fail
-                    self._verdicts[key] = f"numba could not compile the kernels of {name}: {_first_line(error)}"
-        return self._verdicts[key]
+                    why = f"numba could not compile the kernels of {code.name}: {_first_line(error)}"
+                    self._verdicts[code] = why
+        return self._verdicts[code]
 
     @override
     def seconds(self, task: Task) -> float:
@@ -150,15 +149,37 @@ def _dyadic_shapes(depths: tuple[int, ...], blocks: int, dtype: torch.dtype) -> 
     return [torch.Size((blocks, 2, 2))] * len(depths) if name == "dyadic" else None
 
 
-def _try(name: str, dtype: torch.dtype, train: bool) -> None:
-    chain = Chain.butterfly(64)
-    kernels = _kernels(name)
+class _Code(NamedTuple):
+    """What is compiled at once."""
+
+    name: str
+    dtype: torch.dtype
+    train: bool
+    packed: bool
+    chain: Chain
+    """An example that needs it, and its number of rows."""
+    rows: int
+
+
+def _code(task: Task) -> _Code:
+    dtype, last = _computed(task.dtype), task.layout == "batch-last"
+    name, _ = _route(task.chain, dtype, last)
+    example = _kernels(name).example(task.chain, task.rows, dtype, last, task.packed)
+    return _Code(name, dtype, task.train, task.packed, *example)
+
+
+def _try(code: _Code) -> None:
+    chain, dtype = code.chain, code.dtype
+    kernels = _kernels(code.name)
     # the first call may come from inside a transform or a fake mode, where even new tensors have no memory
     with _disable_current_modes(), torch._C._DisableFuncTorch(), torch.no_grad():
-        x = torch.ones(1, 64, dtype=dtype, device="cpu")
-        factors = [torch.ones(32, 2, 2, dtype=dtype, device="cpu") for _ in chain]
-        kernels.forward(x, factors, chain.depths, False, 1)
-        if train:
+        x = torch.ones(code.rows, chain.shape[1], dtype=dtype, device="cpu")
+        factors = [torch.ones(p.blocks, p.b, p.c, dtype=dtype, device="cpu") for p in chain]
+        if code.packed:
+            kernels.prepared(factors, chain.depths)(x, 1)
+        else:
+            kernels.forward(x, factors, chain.depths, False, 1)
+        if code.train:
             kernels.backward(x, factors, chain.depths, x, False, True, True, 1)
 
 

@@ -59,6 +59,19 @@ def forward(
     return _run(call_of(factors, depths), x, last, threads)
 
 
+def example(chain: Chain, rows: int, dtype: torch.dtype, last: bool, packed: bool) -> tuple[Chain, int]:
+    """A small product, and a number of rows, that need the same code: tiles for few or many rows, or no tiles.
+
+    >>> example(Chain.monarch(1024, 1024, blocks=32), 1, torch.float32, False, False)[1]
+    1
+    """
+    words = [word for p in reversed(chain.patterns) for word in (0, *p, 0)]
+    many = packed or (not last and rows * sum(chain.shape) >= blocks_rows.WORTH * chain.nnz)
+    if many and blocks_rows.packs(words, dtype, chain.nnz):
+        return Chain.monarch(256, 256, blocks=16), 64
+    return Chain.butterfly(64), (1 if _row(dtype, rows) < WIDE[dtype] else 64)
+
+
 def preparing_seconds(chain: Chain, dtype: torch.dtype) -> float:
     """What `seconds` counts for reading where weights are, which `prepared` does once."""
     return 1e-6 * len(chain)

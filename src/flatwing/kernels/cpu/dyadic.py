@@ -82,6 +82,11 @@ def seconds(chain: Chain, rows: int, dtype: torch.dtype, last: bool, train: bool
     return call + work / workers.useful(threads, work)
 
 
+def example(chain: Chain, rows: int, dtype: torch.dtype, last: bool, packed: bool) -> tuple[Chain, int]:
+    """A small product, and a number of rows, that need the same code: always the same here."""
+    return Chain.butterfly(64), 1
+
+
 def preparing_seconds(chain: Chain, dtype: torch.dtype) -> float:
     """What `seconds` counts for reading and packing weights, which `prepared` does once."""
     return 1.8e-6 + chain.nnz * dtype.itemsize / 32e9
