@@ -33,6 +33,7 @@ class Packed:
     product, `ValueError` for a backend that is unknown or does not support it; calls raise as `multiply` does. Memory:
     a copy of the weights, and what is prepared when a number of vectors is met whose plan is new.
 
+    >>> from flatwing import Chain
     >>> P = SparseProduct(Chain.butterfly(4), [torch.ones(2, 2, 2)] * 2)
     >>> packed = Packed(P)
     >>> P.factors[0].zero_().sum(), packed(torch.ones(2, 4))
