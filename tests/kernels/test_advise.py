@@ -44,7 +44,7 @@ def test_what_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("change", [{"train": True}, {"dtype": torch.complex128}, {"threads": 4}])
 def test_task_reaches_the_prediction(change: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
-    plain, other = advise(1024, 1024, batches=[512]), advise(1024, 1024, batches=[512], **change)
+    plain, other = advise(1024, 1024, batches=[4096]), advise(1024, 1024, batches=[4096], **change)
     assert (other.rows[0].dense_seconds > plain.rows[0].dense_seconds) == ("threads" not in change)
     assert other.rows[0].seconds != plain.rows[0].seconds
 

@@ -141,7 +141,7 @@ def test_small_work_wakes_no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     blocks.backward(x, factors, [2, 1], x, False, True, True, 4)
     assert used == [1]
     chain = Chain.monarch(256, 256, blocks=16)
-    x, factors = problem(chain, torch.float32, 10_000, False)
+    x, factors = problem(chain, torch.float32, 30_000, False)
     blocks.forward(x, factors, [p.d for p in chain], False, 4)
     assert used == [1, 4]
 

@@ -308,9 +308,8 @@ def test_narrower_machines(features: str, width: int) -> None:
 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("rows", [1, 3000, 20_000])
-def test_prepared_weights_give_the_same_numbers(rows: int, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prepared_weights_give_the_same_numbers(rows: int, threads: int) -> None:
     """Few rows, rows for several threads, results that are written past the caches."""
-    monkeypatch.setattr("os.cpu_count", lambda: 2)
     chain = Chain.butterfly(256)
     factors = [torch.randn(p.blocks, 2, 2) for p in chain]
     x = torch.randn(rows, 256)

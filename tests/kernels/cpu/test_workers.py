@@ -121,7 +121,8 @@ def test_useful() -> None:
     assert workers.useful(1, 10.0) == 1
     assert workers.useful(4, 100e-6) == 1
     assert workers.useful(4, 10.0) == 4
-    assert 1 < workers.useful(64, 1e-3) < 10
+    assert 1 < workers.useful(64, 3e-3) < 8
+    assert workers.useful(64, 10.0) == 8, "no more than cores"
 
 
 def test_scratch_is_aligned_and_belongs_to_one_thread() -> None:
