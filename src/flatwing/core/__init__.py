@@ -4,6 +4,7 @@ from .check import as_matrix as as_matrix
 from .check import as_permutation as as_permutation
 from .check import from_numpy as from_numpy
 from .compile_time import compiling as compiling
+from .compile_time import source_digest as source_digest
 from .files import replacing as replacing
 from .files import require_writable as require_writable
 from .json_text import parse_json as parse_json

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from functools import lru_cache
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numba import njit
+
+from ..core import source_digest
+from .solvers import PROVABLE
 
 # sums may be reordered, that is what vector instructions need; infinities and NaN keep their meaning
 FAST = {"reassoc", "contract", "nsz", "arcp"}
@@ -22,15 +23,6 @@ ROUNDS, PATIENCE = 40, 6  # turns of power iteration in all, and before the Gram
 SQUARED = 64  # rows of the largest blocks whose Gram matrix is made: LAPACK is faster for larger ones
 SMALLEST = 1e-300  # smaller numbers have no reciprocal
 UNPROVED = -1.0  # returned instead of a tail
-SMALLEST = 1e-140  # squared norm of a float64 block: of smaller ones, products of products fall below all numbers
-
-
-@lru_cache(maxsize=1)
-def _digest() -> str:
-    """Names the state of the compiled functions: numba's cache on disk notices changes of one file only."""
-    folder = Path(__file__).parent
-    sources = [*sorted(folder.glob("compiled_*.py")), folder / "butterfly.py"]  # of which they know a constant
-    return sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:12]
 
 
 def compiled(function: Callable[..., Any], allocates: bool = False) -> Callable[..., Any]:
@@ -39,7 +31,8 @@ def compiled(function: Callable[..., Any], allocates: bool = False) -> Callable[
     References to arrays are counted, at the price of a small block, only in functions that allocate some.
     """
     function = inspect.unwrap(function)  # checks of argument types, which tests put around functions, are no loops
-    function.__qualname__ += f"_{_digest()}"
+    # numba notices changes of one file only
+    function.__qualname__ += f"_{source_digest(Path(function.__code__.co_filename))}"
     options: dict[str, Any] = {**OPTIONS, "_nrt": allocates}
     try:
         return njit(cache=True, **options)(function)
@@ -55,7 +48,7 @@ def square(z):
 
 @compiled
 def wide_square(z):
-    """The same in float64: products of products leave the range of float32; for that of float64 see `SMALLEST`."""
+    """The same in float64: products of products leave the range of float32, and that of float64 below `PROVABLE`."""
     return np.float64(z.real) ** 2 + np.float64(z.imag) ** 2
 
 
@@ -227,16 +220,23 @@ def _look(block, large, u, w, g):
 
 
 @compiled
+def gram_matrix(block, large, gram):
+    """Gram matrix of the rows; returns its trace."""
+    small, trace = len(gram), 0.0
+    for i in range(small):
+        products(block, i, large, block[i], gram[i, i:])
+        for k in range(i, small):
+            gram[k, i] = gram[i, k]
+            gram[i, k] = np.conj(gram[i, k])
+        trace += gram[i, i].real
+    return trace
+
+
+@compiled
 def _gram(block, large, power):
     """Gram matrix of the rows, divided by its trace; returns the logarithm of that."""
-    small, trace = len(power), 0.0
-    for i in range(small):
-        products(block, i, large, block[i], power[i, i:])
-        for k in range(i, small):
-            power[k, i] = power[i, k]
-            power[i, k] = np.conj(power[i, k])
-        trace += power[i, i].real
-    for i in range(small):
+    trace = gram_matrix(block, large, power)
+    for i in range(len(power)):
         multiply_by(power[i], 1 / trace)
     return np.log(trace)
 
@@ -303,7 +303,7 @@ def power_iteration(block, large, u, w, g, power, spare, tolerance, eps, lower):
         for j in range(large):
             w[j] = 0
         return total
-    if eps < 1e-10 and total < SMALLEST:
+    if eps < 1e-10 and total < PROVABLE:
         return UNPROVED
     products(block, 0, large, block[best], u)
     floor, times, logarithm, patience = (16 * eps) ** 2, -1, 0.0, PATIENCE

@@ -15,6 +15,7 @@ from .compiled_blocks import (
     combine,
     compiled,
     energies,
+    gram_matrix,
     length,
     multiply_by,
     products,
@@ -22,6 +23,7 @@ from .compiled_blocks import (
     square,
     wide_square,
 )
+from .solvers import PROVABLE, PROVABLE_SHORT
 
 EIGENVALUES = 16  # rows of the largest blocks whose eigenvalues are computed here: LAPACK is faster for larger ones
 FIRST = 4  # from FIRST * rows^2 columns on they come first: that costs less than two rounds of iteration
@@ -211,13 +213,7 @@ def _begin(block, large, u, w, g):
 @compiled
 def _eigenvalues(block, large, gram, vectors):
     """Eigenvalues of the float64 Gram matrix of the rows, in place, and eigenvectors; returns the trace."""
-    small, trace = len(gram), 0.0
-    for i in range(small):
-        products(block, i, large, block[i], gram[i, i:])
-        for k in range(i, small):
-            gram[k, i] = gram[i, k]
-            gram[i, k] = np.conj(gram[i, k])
-        trace += gram[i, i].real
+    trace = gram_matrix(block, large, gram)
     jacobi(gram, vectors, DOUBLE, DOUBLE * trace)
     return trace
 
@@ -284,7 +280,7 @@ def truncate(block, u, w, g, spare, residual, theta, turn, ritz, turned, gram, v
             for j in range(large):
                 w[q, j] = 0
         return total
-    if total < (1e-24 if eps > 1e-10 else SMALLEST):  # its products would lose digits where numbers end
+    if total < (PROVABLE_SHORT if eps > 1e-10 else PROVABLE):  # its products would lose digits where numbers end
         return UNPROVED
     few = small <= EIGENVALUES and large >= FIRST * small * small
     ask, known, patience, behind, least = few, False, PATIENCE, 0.0, 0.0

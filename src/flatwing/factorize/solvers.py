@@ -93,8 +93,8 @@ class ClosedForm(BlockSolver):
         return Truncation(basis, rotated[:, :1], energy(rotated[:, 1:]))
 
 
-SMALLEST = 1e-140, 1e-24
-"""Squared norms, of float64 and of float32, below which squares of squares fall below all numbers."""
+PROVABLE, PROVABLE_SHORT = 1e-140, 1e-24
+"""Squared norms of blocks, of float64 and of float32, below which squares of squares fall below all numbers."""
 
 
 @final
@@ -118,7 +118,8 @@ class Power(BlockSolver):
         coefficients = u.mH @ blocks
         tail = energy(torch.baddbmm(blocks, u, coefficients, alpha=-1))
         solved = missing <= tolerance * tail + (64 * eps) ** 2 * theta
-        solved &= (theta >= SMALLEST[eps > 1e-10]) | (theta == 0)  # of smaller ones, the proof loses its digits
+        least = PROVABLE_SHORT if eps > 1e-10 else PROVABLE
+        solved &= (theta >= least) | (theta == 0)  # of smaller ones, the proof loses its digits
         result = Truncation(u, coefficients, tail)
         if not bool(solved.all()):
             again = (~solved).nonzero()[:, 0]

@@ -6,10 +6,8 @@ ordinary Python functions ("emitters"), in which unrolling is a `for` loop and a
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import os
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,14 +21,14 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
+from ...core import source_digest
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 INDEX = ir.IntType(64)
 POINTER = ir.PointerType()
 
 _folders: list[str | None] = []
-
-_IMPORT = re.compile(rb"^from \.(\w+) import", re.MULTILINE)
 
 
 @cache
@@ -274,7 +272,7 @@ def compiled(function: F) -> F:
     function that numba reads.
     """
     # numba notices changes of the function's own file only; the name in the cache tells about all others
-    function.__qualname__ = f"{function.__qualname__}_{_digest(Path(function.__code__.co_filename))}"
+    function.__qualname__ += f"_{source_digest(Path(function.__code__.co_filename), Path(__file__))}"
     try:
         found = numba.njit(cache=True, nogil=True, error_model="numpy")(function)
     except RuntimeError:  # no folder can be written
@@ -286,15 +284,3 @@ def compiled(function: F) -> F:
 def folder() -> str | None:
     """Where machine code is kept; None if no folder can be written."""
     return _folders[0] if _folders else None
-
-
-def _digest(path: Path) -> str:
-    """Of a source file, this one, and all that they import from this folder."""
-    found: dict[Path, bytes] = {}
-    waiting = [path, Path(__file__)]
-    while waiting:
-        path = waiting.pop()
-        if path not in found and path.is_file():
-            found[path] = path.read_bytes()
-            waiting += [path.with_name(f"{name.decode()}.py") for name in _IMPORT.findall(found[path])]
-    return hashlib.sha256(b"".join(found[path] for path in sorted(found))).hexdigest()[:12]
