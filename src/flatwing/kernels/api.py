@@ -141,7 +141,7 @@ def _batched(x: torch.Tensor, product: SparseProduct, backend: str, last: bool) 
     chain = diagonal_chain(product)
     if not torch.compiler.is_compiling():
         train = torch.is_grad_enabled() and (x.requires_grad or any(w.requires_grad for w in product.factors))
-        like = flat.reshape(count * n, rows) if last else flat.movedim(0, 1)
+        like = flat.mT if last else flat.movedim(0, 1)  # a view with as many rows, which is all that a plan asks for
         backend = plan_of(chain, like, last, train, backend, count).backend
         if backend == "dense":  # of each product; the block-diagonal matrix of all would be mostly zeros
             x, factors = _cast(x, product.factors)

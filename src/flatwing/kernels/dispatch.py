@@ -82,9 +82,7 @@ def holds_only_values(x: Tensor) -> bool:
         x.layout is torch.strided
         and not (x.requires_grad and torch.is_grad_enabled())
         and not (x.is_neg() or x.is_conj())
-        and not _modes()
-        and forward_ad._current_level < 0
-        and _peek() is None
+        and not (_modes() or _transformed())
         and not (_is_cast("cpu") if x.is_cpu else x.is_meta or _is_cast(x.device.type))
         and torch._C._get_tracing_state() is None
     )

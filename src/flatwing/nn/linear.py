@@ -14,6 +14,7 @@ from typing_extensions import override
 from ..core import as_permutation
 from ..factorize import factorize
 from ..kernels.api import apply
+from ..kernels.dispatch import holds_only_values
 from ..structure import Chain, SparseProduct
 from .base import LARGEST, LAYERS, StructuredLayer, flag, own, uniform_
 from .packed import PackedLayer, values_of
@@ -118,8 +119,9 @@ class StructuredLinear(StructuredLayer):
     def multiply(self, x: Num[torch.Tensor, "k n"]) -> Num[torch.Tensor, "k m"]:
         """x @ dense().T by the backend that `flatwing.kernels.explain` names."""
         factors, perm_in, perm_out = values_of(self.factors), self.perm_in, self.perm_out
-        if self._packed is not None and self._uses_packed(x, [*factors, perm_in, perm_out]):
-            return self._packed.product(x)
+        packed = self._packed
+        if packed is not None and self._may_use(packed, x, [*factors, perm_in, perm_out]):
+            return packed.product(x)
         if perm_in is not None:
             x = x.index_select(-1, perm_in)
         x = apply(x, self.chain, factors)
@@ -163,15 +165,15 @@ class StructuredLinear(StructuredLayer):
         """Forget what `pack` prepared, and free its memory."""
         self._packed = None
 
-    def _uses_packed(self, x: torch.Tensor, tensors: list[torch.Tensor | None]) -> bool:
-        packed = self._packed
-        if packed is None or torch.compiler.is_compiling() or not packed.is_of(tensors):
+    def _may_use(self, packed: PackedLayer, x: torch.Tensor, tensors: list[torch.Tensor | None]) -> bool:
+        """Whether the copy stands for these tensors; it is dropped if it never will again."""
+        if torch.compiler.is_compiling() or not packed.is_of(tensors):
             return False
         trained = torch.is_grad_enabled() and any(t.requires_grad for t in tensors if t is not None)
         if trained or not packed.is_fresh():
             self._packed = None
             return False
-        return packed.takes(x)
+        return holds_only_values(x)
 
     def _tensors(self) -> list[torch.Tensor | None]:
         return [*values_of(self.factors), self.perm_in, self.perm_out]

@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from ..kernels import Packed
-from ..kernels.dispatch import holds_only_values
 from ..structure import SparseProduct
 from ..structure.product import ORDINARY
 
@@ -50,10 +49,6 @@ class PackedLayer:
     def is_fresh(self) -> bool:
         """Whether the tensors have not changed since."""
         return self._now() == self._state
-
-    def takes(self, x: torch.Tensor) -> bool:
-        """Whether the copy may multiply x: neither cast nor recorded, traced or transformed."""
-        return holds_only_values(x)
 
     def _now(self) -> tuple[list[int], list[int]]:
         return list(map(_VERSION, self._tensors)), list(map(_pointer, self._tensors))

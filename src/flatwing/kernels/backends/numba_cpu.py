@@ -16,6 +16,7 @@ from typing_extensions import override
 from ...core import compiling
 from ...structure import Chain
 from ..backend import BACKENDS, Backend, Gradients, Prepared, Runner, Task
+from ..cost import dtype_name
 
 _SHAPE = attrgetter("shape")
 HALVES = (torch.bfloat16, torch.float16)
@@ -52,7 +53,7 @@ class NumbaCPU(Backend):
         """None if the kernels compile, which a small product finds out, else why not; found out once."""
         code = _code(task)
         if code not in self._verdicts:
-            what = f"kernels of {code.name} for {str(code.dtype).removeprefix('torch.')}"
+            what = f"kernels of {code.name} for {dtype_name(code.dtype)}"
             with compiling(what, lambda: importlib.import_module("..cpu.simd", __package__).folder()):
                 try:
                     _try(code)
