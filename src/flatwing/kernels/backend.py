@@ -89,9 +89,9 @@ class Backend(abc.ABC):
     ) -> torch.Tensor:
         """A new contiguous (rows, m), or (m, rows) if `last`."""
 
-    def runner(self, chain: Chain, dtype: torch.dtype, last: bool) -> Runner:
-        """`forward` for one chain and one type of numbers: what depends on these alone is decided here, once."""
-        depths = chain.depths
+    def runner(self, task: Task) -> Runner:
+        """`forward` for at most the rows of a task: what depends on nothing else is decided here, once."""
+        depths, last = task.chain.depths, task.layout == "batch-last"
         return lambda x, factors: self.forward(x, factors, depths, last)
 
     def prepared(self, factors: Sequence[torch.Tensor], depths: Sequence[int]) -> Prepared:

@@ -123,7 +123,7 @@ def runner_of(chain: Chain, x: torch.Tensor, backend: str) -> Runner | None:
 def _runner_of(chain: Chain, rows: int, dtype: torch.dtype, threads: int, backend: str, version: int) -> Runner | None:
     plan = _plan_of(chain, rows, dtype, "cpu", False, False, threads, 1, backend, version)
     chosen = BACKENDS[plan.backend]
-    return None if plan.merged or chosen.native else chosen.runner(chain, dtype, False)
+    return None if plan.merged or chosen.native else chosen.runner(plan.task)
 
 
 def plan_for(task: Task, backend: str = "auto") -> Plan:

@@ -212,7 +212,7 @@ def test_what_is_tried_is_what_runs(text: str, dtype: torch.dtype, rows: int, la
     task = Task(chain, rows, dtype, layout=layout, train=not packed, packed=packed)  # type: ignore[arg-type]
     backend = NumbaCPU()
     assert backend.fails_because(task) is None
-    functions = [f for name in ("blocks", "blocks_rows", "dyadic") for f in compiled_in(f"{name}_kernels")]
+    functions = [f for name in ("blocks", "blocks_rows", "dyadic", "vectors") for f in compiled_in(f"{name}_kernels")]
     functions += compiled_in("blocks_backward")
     before = {f: len(f.signatures) for f in functions}
     x, factors, depths = draw(chain, rows, dtype)

@@ -67,9 +67,17 @@ class NumbaCPU(Backend):
     def seconds(self, task: Task) -> float:
         dtype, last = _computed(task.dtype), task.layout == "batch-last"
         name, _ = _route(task.chain, dtype, last)
-        found: float = _kernels(name).seconds(task.chain, task.rows, dtype, last, task.train, task.threads)
-        if task.packed:
-            found -= _kernels(name).preparing_seconds(task.chain, dtype)
+        kernels, vectors = _kernels(name), _kernels("vectors")
+        found: float = kernels.seconds(task.chain, task.rows, dtype, last, task.train, task.threads)
+        prepared: float = kernels.preparing_seconds(task.chain, dtype) if task.packed else 0.0
+        if vectors.suits(task.rows, task.chain.nnz, dtype) and not (task.packed and name == "dyadic"):
+            if task.train:
+                found -= kernels.seconds(task.chain, task.rows, dtype, last, False, task.threads)
+            else:
+                found = 0.0
+            found += vectors.seconds(task.chain, task.rows, dtype)
+            prepared = vectors.preparing_seconds(task.chain) if task.packed else 0.0
+        found -= prepared
         if dtype != task.dtype:  # casts of what comes in and out
             found += 5e-6 + 1e-10 * task.rows * sum(task.chain.shape) * (3 if task.train else 1)
         return found
@@ -84,9 +92,12 @@ class NumbaCPU(Backend):
         return kernels.forward(x, factors, depths, last, torch.get_num_threads())
 
     @override
-    def runner(self, chain: Chain, dtype: torch.dtype, last: bool) -> Runner:
+    def runner(self, task: Task) -> Runner:
+        chain, dtype, last = task.chain, task.dtype, task.layout == "batch-last"
         if dtype in HALVES:
-            return super().runner(chain, dtype, last)
+            return super().runner(task)
+        if not last and _kernels("vectors").suits(task.rows, chain.nnz, dtype):
+            return cast(Runner, _kernels("vectors").runner(chain))
         kernels, depths = _kernels(_route(chain, dtype, last)[0]), tuple(chain.depths)
         return lambda x, factors: kernels.forward(x, factors, depths, last, torch.get_num_threads())
 

@@ -9,7 +9,7 @@ import torch
 
 from ...structure import Chain
 from ..backend import Gradients, Prepared
-from . import blocks_backward, blocks_kernels, blocks_rows, workers
+from . import blocks_backward, blocks_kernels, blocks_rows, vectors, workers
 from .blocks_call import SCALARS, SECONDS, TAGS, WIDE, Call, call_of, place
 from .blocks_cost import seconds as seconds
 
@@ -56,7 +56,12 @@ def forward(
     >>> forward(torch.ones(1, 4), [torch.ones(2, 2, 2)] * 2, [2, 1], False, 1).tolist()
     [[4.0, 4.0, 4.0, 4.0]]
     """
-    return _run(call_of(factors, depths), x, last, threads)
+    call = call_of(factors, depths)
+    rows = x.shape[1 if last else 0]
+    if vectors.suits(rows, call.nnz, x.dtype):
+        y = vectors.run(call, x.mT if last else x)
+        return y.mT.contiguous() if last else y
+    return _run(call, x, last, threads)
 
 
 def example(chain: Chain, rows: int, dtype: torch.dtype, last: bool, packed: bool) -> tuple[Chain, int]:
@@ -65,16 +70,18 @@ def example(chain: Chain, rows: int, dtype: torch.dtype, last: bool, packed: boo
     >>> example(Chain.monarch(1024, 1024, blocks=32), 1, torch.float32, False, False)[1]
     1
     """
+    if vectors.suits(rows, chain.nnz, dtype):
+        return Chain.butterfly(64), 1
     words = [word for p in reversed(chain.patterns) for word in (0, *p, 0)]
     many = packed or (not last and rows * sum(chain.shape) >= blocks_rows.WORTH * chain.nnz)
     if many and blocks_rows.packs(words, dtype, chain.nnz):
         return Chain.monarch(256, 256, blocks=16), 64
-    return Chain.butterfly(64), (1 if _row(dtype, rows) < WIDE[dtype] else 64)
+    return Chain.butterfly(64), (3 if _row(dtype, rows) < WIDE[dtype] else 64)
 
 
 def preparing_seconds(chain: Chain, dtype: torch.dtype) -> float:
-    """What `seconds` counts for reading where weights are, which `prepared` does once."""
-    return 1e-6 * len(chain)
+    """What `seconds` counts for looking up where weights are, which `prepared` does once."""
+    return vectors.preparing_seconds(chain)
 
 
 def prepared(factors: Sequence[torch.Tensor], depths: Sequence[int]) -> Prepared:
@@ -84,8 +91,17 @@ def prepared(factors: Sequence[torch.Tensor], depths: Sequence[int]) -> Prepared
     [[4.0, 4.0, 4.0, 4.0]]
     """
     call, dtype = call_of(factors, depths), factors[0].dtype
-    packed = blocks_rows.pack(call, dtype) if blocks_rows.packs(call.words, dtype, call.nnz) else None
-    return lambda x, threads: _run(call, x, False, threads, packed)
+    packs = blocks_rows.packs(call.words, dtype, call.nnz)
+    packed: list[blocks_rows.PackedWeights] = []
+
+    def run(x: torch.Tensor, threads: int) -> torch.Tensor:
+        if vectors.suits(x.shape[0], call.nnz, dtype):
+            return vectors.run(call, x)
+        if packs and not packed:  # few vectors do not need it
+            packed.append(blocks_rows.pack(call, dtype))
+        return _run(call, x, False, threads, packed[0] if packs else None)
+
+    return run
 
 
 def _run(

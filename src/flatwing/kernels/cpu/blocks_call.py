@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
+from functools import lru_cache
+from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from ..backend import LOW, resolved
+from ..backend import LOW, resolved, solid
+from .blocks_kernels import SPEC
 from .simd import vector_bytes
 from .tiles import UNIT
+
+_SHAPE = attrgetter("shape")
 
 SCALARS = {
     torch.float32: np.float32(0),
@@ -34,12 +39,11 @@ TAGS = {
 """Tags of tiles, by type and bytes of a row; half vectors are for few rows."""
 
 
-class Call(NamedTuple):
-    """The factors of one call, as the kernels read them, and the sizes of the memory they need."""
+class Form(NamedTuple):
+    """What calls have in common whose factors have the same sizes."""
 
     words: array[int]
-    weights: list[torch.Tensor]
-    """Kept alive while their addresses are in use."""
+    """The factors as the kernels read them, without addresses."""
     n: int
     m: int
     widest: int
@@ -52,6 +56,20 @@ class Call(NamedTuple):
     """Weights of all factors."""
 
 
+class Call(NamedTuple):
+    """The factors of one call, as the kernels read them, and what is said of them by `Form`."""
+
+    words: array[int]
+    weights: Sequence[torch.Tensor]
+    """In the order of the words; kept alive while their addresses are in use."""
+    n: int
+    m: int
+    widest: int
+    inner: int
+    kept: int
+    nnz: int
+
+
 def call_of(factors: Sequence[torch.Tensor], depths: Sequence[int]) -> Call:
     """The call for factors (blocks, b, c), the first one applied last, and their d.
 
@@ -59,34 +77,47 @@ def call_of(factors: Sequence[torch.Tensor], depths: Sequence[int]) -> Call:
     >>> call.n, call.m, call.nnz, call.words[1:5].tolist()
     (4, 6, 24, [2, 3, 2, 1])
     """
+    if any(map(torch.Tensor.is_neg, factors)) or any(map(torch.Tensor.is_conj, factors)):
+        factors = list(map(resolved, factors))
+    return called(factors, form_of(tuple(map(_SHAPE, factors)), tuple(depths)))
+
+
+def called(factors: Sequence[torch.Tensor], form: Form) -> Call:
+    """The call for factors of this form, without conjugation or negation that torch only noted."""
+    weights, pointers = readable(factors)
+    words = form.words[:]
+    words[::SPEC] = array("q", pointers[::-1])
+    return Call(words, weights[::-1], *form[1:])
+
+
+def readable(factors: Sequence[torch.Tensor]) -> tuple[Sequence[torch.Tensor], tuple[int, ...]]:
+    """The factors, copied unless they are contiguous, and their addresses; on the way of every call."""
+    if not all(map(torch.Tensor.is_contiguous, factors)):  # map: loops in Python take a microsecond
+        factors = [w.contiguous() for w in factors]
+    pointers = tuple(map(torch.Tensor.data_ptr, factors))
+    if min(pointers) < LOW:
+        factors = list(map(solid, factors))
+        pointers = tuple(map(torch.Tensor.data_ptr, factors))
+    return factors, pointers
+
+
+@lru_cache(maxsize=1024)
+def form_of(shapes: Sequence[torch.Size], depths: Sequence[int]) -> Form:
+    """The form of factors (blocks, b, c) and their d, both as tuples."""
+    shapes, depths = shapes[::-1], depths[::-1]
     words: array[int] = array("q")
-    weights: list[torch.Tensor] = []
-    n = m = widest = inner = kept = nnz = 0
-    for w, d in zip(reversed(factors), reversed(depths), strict=True):
-        if not w.is_contiguous() or w.is_complex() or w.is_neg() or w.data_ptr() < LOW:
-            w = resolved(w).contiguous()
-        weights.append(w)
-        blocks, b, c = w.shape
-        words.extend((w.data_ptr(), blocks // d, b, c, d, 0))
-        m, columns = blocks * b, blocks * c
-        n = n or columns
-        # this runs once per factor in every call: comparisons are cheaper than max()
-        if m > widest:
-            widest = m
-        if columns > widest:
-            widest = columns
-        if b > inner:
-            inner = b
-        if c > inner:
-            inner = c
-        kept += columns
-        nnz += columns * b
-    return Call(words, weights, n, m, widest, inner, kept, nnz)
+    for (blocks, b, c), d in zip(shapes, depths, strict=True):
+        words.extend((0, blocks // d, b, c, d, 0))
+    outputs, inputs = [blocks * b for blocks, b, _ in shapes], [blocks * c for blocks, _, c in shapes]
+    inner = max(max(b, c) for _, b, c in shapes)
+    nnz = sum(blocks * b * c for blocks, b, c in shapes)
+    return Form(words, inputs[0], outputs[-1], max(outputs + inputs), inner, sum(inputs), nnz)
 
 
 def place(x: torch.Tensor) -> tuple[torch.Tensor, int, int]:
-    """x, or a copy whose last dimension is contiguous, its address, and the bytes from one row to the next."""
-    x = resolved(x)
-    if x.stride(1) != 1 and x.shape[1] > 1:
-        x = x.contiguous()
-    return x, x.data_ptr(), x.stride(0) * x.element_size()
+    """x, or a copy whose rows are contiguous, its address, and the bytes from one row to the next."""
+    lead, step = x.stride()
+    if (step != 1 and x.shape[1] > 1) or x.data_ptr() < LOW or x.is_neg() or x.is_conj():
+        x = resolved(x).contiguous()
+        lead = x.stride()[0]
+    return x, x.data_ptr(), lead * x.element_size()

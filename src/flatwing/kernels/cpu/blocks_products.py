@@ -76,7 +76,7 @@ def apply_few(tag, w, a, b, c, d, x, y, line, few):
     For blocks with whole vectors of inputs; `line` is memory for the inputs of a block. y is not x.
     """
     row, real, item = row_bytes(tag), real_bytes(tag), item_bytes(tag)
-    parts, step = planes(tag), lanes(tag)
+    parts = planes(tag)
     for i in range(a):
         for k in range(d):
             for r in range(few):
@@ -89,11 +89,11 @@ def apply_few(tag, w, a, b, c, d, x, y, line, few):
                 j = 0
                 while j < b:
                     if b - j >= 8:
-                        dots8(tag, w + j * c * item, c, line, target, d, c * parts // step)
+                        dots8(tag, w + j * c * item, c, line, target, d * row, c)
                         target += 8 * d * row
                         j += 8
                     else:
-                        dots1(tag, w + j * c * item, c, line, target, d, c * parts // step)
+                        dots1(tag, w + j * c * item, c, line, target, d * row, c)
                         target += d * row
                         j += 1
             w += b * c * item

@@ -65,17 +65,31 @@ def near(dtype: torch.dtype, widest: int, numbers: int) -> bool:
     return numbers * dtype.itemsize <= NEAR or widest * dtype.itemsize <= SHORT
 
 
+def packed_sizes(call: Call, item: int) -> list[int]:
+    """Bytes of the packed weights of each factor: a row of those with d > 1 has a vector to spare."""
+    pairs = zip(call.weights, call.words[4::SPEC], strict=True)
+    return [w.shape[0] * w.shape[1] * (w.shape[2] + (d > 1)) * item for w, d in pairs]
+
+
 def _bytes(call: Call, item: int) -> int:
-    """Bytes of the packed weights: a row of those with d > 1 has a vector to spare."""
-    spare = sum(w.shape[0] * w.shape[1] for w, d in zip(call.weights, call.words[4::SPEC], strict=True) if d > 1)
-    return (call.nnz + spare) * item
+    """Bytes of the packed weights of all factors."""
+    return sum(packed_sizes(call, item))
 
 
-def pack(call: Call, dtype: torch.dtype) -> PackedWeights:
-    """The weights of a call as these kernels read them, in memory of their own."""
-    wide, size = WIDE[dtype], _bytes(call, dtype.itemsize)
-    address, memory = workers.aligned(size + 8 * wide)  # an address for each lane behind the weights
-    kernels.pack(TAGS[dtype, wide], call.words.buffer_info()[0], len(call.weights), address, address + size)
+def pack(call: Call, dtype: torch.dtype, threads: int = 1) -> PackedWeights:
+    """The weights of a call as these kernels read them, in memory of their own; threads share the factors."""
+    wide, spec, count = WIDE[dtype], call.words.buffer_info()[0], len(call.weights)
+    sizes = packed_sizes(call, dtype.itemsize)
+    table = 8 * wide  # an address for each lane, for each factor
+    start, memory = workers.aligned(count * table + sum(sizes))
+    address = start + count * table
+
+    def part(first: int, stop: int) -> None:
+        for f in range(first, stop):
+            at = spec + 8 * SPEC * f
+            kernels.pack(TAGS[dtype, wide], at, 1, address + sum(sizes[:f]), start + f * table)
+
+    workers.run(part, workers.split(count, threads))
     return PackedWeights(address, memory)
 
 
@@ -89,6 +103,8 @@ def forward(call: Call, x: torch.Tensor, y: torch.Tensor, threads: int, packed: 
     # rows begin at a vector, and not a power of two apart: a cache holds few such lines
     pitch = -(-call.widest * item // wide) * wide + wide
     area = tile * pitch if count > 1 else 0
+    if packed is None and threads > 1 and call.nnz * item > LIGHT:
+        packed = pack(call, x.dtype, threads)  # else each thread packs for itself
     size = 0 if packed else _bytes(call, item)
     table = 8 * wide
 

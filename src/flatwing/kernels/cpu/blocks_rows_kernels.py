@@ -5,8 +5,9 @@ same for all of them), and the same output of neighbouring blocks else (each has
 factor are read where the factor before it wrote them, and x and y are where they are. For real numbers, and factors
 with d = 1 and whole vectors of outputs, or with whole vectors of d.
 
-Weights are packed as such vectors: blocks (c, b) where d = 1, and else, for each vector of d, b rows of c vectors. A
-row is one vector longer than it need be: a cache holds few lines whose addresses differ by a power of two.
+Weights are packed as such vectors: in the strips of `shared_sheet`, inputs one after the other, where d = 1; and else,
+for each vector of d, b rows of c vectors. A row is one vector longer than it need be: a cache holds few lines whose
+addresses differ by a power of two.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ from typing import no_type_check
 
 from .blocks_kernels import SPEC
 from .blocks_memory import turn_rows
-from .panels_sheets import paired_sheet, shared_sheet
+from .panels_sheets import paired_sheet, shared_sheet, strip_of
 from .simd import compiled
 from .tiles import lanes, put_word, real_bytes, row_bytes, word
 
 
 @compiled
 @no_type_check
-def _size(tag, blocks, b, c, d):
+def packed_size(tag, blocks, b, c, d):
     """Bytes of the packed weights of one factor."""
     return blocks * b * (c if d == 1 else c + 1) * real_bytes(tag)
 
@@ -43,26 +44,28 @@ def pack(tag, spec, factors, packed, table):
                 for lane in range(step):
                     put_word(tag, table + 8 * lane, w + (block * b + j) * c * real + lane * apart)
                 if d == 1:
-                    turn_rows(tag, table, c, packed + (block * b * c + j) * real, b * real)
+                    start, wide = strip_of(b // step, j // step)
+                    first = block * b * c * real + (start * c + j // step - start) * row
+                    turn_rows(tag, table, c, packed + first, wide * row)
                 else:
                     turn_rows(tag, table, c, packed + block * b * (c + 1) * real + j * (c + 1) * row, row)
-        packed += _size(tag, a * d, b, c, d)
+        packed += packed_size(tag, a * d, b, c, d)
 
 
 @compiled
 @no_type_check
-def _factor(tag, w, a, b, c, d, x, x_pitch, y, y_pitch, rows):
+def factor_rows(tag, w, a, b, c, d, x, x_pitch, y, y_pitch, rows):
     """One packed factor times some rows."""
     step, row, real = lanes(tag), row_bytes(tag), real_bytes(tag)
     far, side = d * real, (c + 1) * row
     for i in range(a):
         xs, ys = x + i * c * far, y + i * b * far
         if d == 1:
-            shared_sheet(tag, xs, x_pitch, real, w, b * real, row, ys, y_pitch, row, rows, c, b // step)
+            shared_sheet(tag, True, 0, xs, x_pitch, real, w, 0, row, ys, y_pitch, row, rows, c, b // step)
             w += b * c * real
             continue
         for _ in range(0, d, step):
-            paired_sheet(tag, xs, x_pitch, far, w, row, side, ys, y_pitch, far, rows, c, b)
+            paired_sheet(tag, 0, xs, x_pitch, far, w, row, side, ys, y_pitch, far, rows, c, b)
             w += b * side
             xs += row
             ys += row
@@ -83,7 +86,7 @@ def forward_rows(tag, spec, factors, packed, x, x_pitch, y, y_pitch, start, stop
             at = spec + 8 * SPEC * f
             a, b, c, d = word(tag, at + 8), word(tag, at + 16), word(tag, at + 24), word(tag, at + 32)
             target, target_pitch = (this, pitch) if f + 1 < factors else (y + begin * y_pitch, y_pitch)
-            _factor(tag, w, a, b, c, d, source, source_pitch, target, target_pitch, rows)
-            w += _size(tag, a * d, b, c, d)
+            factor_rows(tag, w, a, b, c, d, source, source_pitch, target, target_pitch, rows)
+            w += packed_size(tag, a * d, b, c, d)
             source, source_pitch = target, target_pitch
             this, other = other, this

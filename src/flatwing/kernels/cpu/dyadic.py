@@ -10,9 +10,10 @@ import numpy as np
 import torch
 
 from ...structure import Chain
-from ..backend import LOW, Gradients, Prepared, solid
+from ..backend import Gradients, Prepared
 from . import dyadic_kernels as kernels
-from . import workers
+from . import vectors, workers
+from .blocks_call import place, readable
 from .dyadic_passes import passes
 from .simd import vector_bytes
 
@@ -83,8 +84,8 @@ def seconds(chain: Chain, rows: int, dtype: torch.dtype, last: bool, train: bool
 
 
 def example(chain: Chain, rows: int, dtype: torch.dtype, last: bool, packed: bool) -> tuple[Chain, int]:
-    """A small product, and a number of rows, that need the same code: always the same here."""
-    return Chain.butterfly(64), 1
+    """A small product, and a number of rows, that need the same code: few vectors have their own."""
+    return Chain.butterfly(64), 1 if vectors.suits(rows, chain.nnz, dtype) and not packed else 64
 
 
 def preparing_seconds(chain: Chain, dtype: torch.dtype) -> float:
@@ -103,6 +104,8 @@ def forward(
     >>> forward(torch.ones(1, 16), factors, (8, 4, 2, 1), last=False, threads=1)[0, :3]
     tensor([16., 16., 16.])
     """
+    if vectors.suits(x.shape[0], 4 * x.shape[1] * len(factors), x.dtype):
+        return vectors.forward(x, factors, depths)
     return _push(x, factors, tuple(depths), threads, 0)
 
 
@@ -158,22 +161,14 @@ def _plan(depths: tuple[int, ...], n: int, dtype: torch.dtype, back: bool) -> _P
 
 def _rows(x: torch.Tensor) -> tuple[torch.Tensor, int, int]:
     """x, or a copy whose rows are contiguous, its address, and the distance of its rows in elements."""
-    lead, step = x.stride()
-    if step != 1 or x.data_ptr() < LOW:
-        x = solid(x).contiguous()
-        lead = x.stride()[0]
-    return x, x.data_ptr(), lead
+    x, address, pitch = place(x)
+    return x, address, pitch // x.element_size()
 
 
 def _readable(factors: Sequence[torch.Tensor]) -> tuple[Sequence[torch.Tensor], np.ndarray]:
     """The factors, copied unless they are contiguous, and their addresses."""
-    if not all(map(torch.Tensor.is_contiguous, factors)):  # map: loops in Python take a microsecond
-        factors = [w.contiguous() for w in factors]
-    pointers = tuple(map(torch.Tensor.data_ptr, factors))
-    if min(pointers) < LOW:
-        factors = list(map(solid, factors))
-        pointers = tuple(map(torch.Tensor.data_ptr, factors))
-    return factors, _addresses(pointers)
+    weights, pointers = readable(factors)
+    return weights, _addresses(pointers)
 
 
 @lru_cache(maxsize=1024)

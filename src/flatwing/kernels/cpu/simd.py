@@ -157,6 +157,10 @@ class Emitter:
         pointer = self.builder.inttoptr(address, POINTER)
         return self.builder.load(pointer, align=self.item, typ=self.vector)
 
+    def number(self, address: ir.Value) -> ir.Value:
+        """The single number at an address."""
+        return self.builder.load(self.builder.inttoptr(address, POINTER), align=self.item, typ=self.element)
+
     def store(self, value: ir.Value, address: ir.Value, stream: bool = False) -> None:
         """Write a vector; with `stream` past the caches, which needs an address that is a multiple of the vector."""
         pointer = self.builder.inttoptr(address, POINTER)

@@ -78,10 +78,10 @@ class TileEmitter(Emitter):
         pairs = [lane + part for lane in range(self.lanes) for part in (0, self.lanes)]
         return [self.shuffle(x[0], x[1], half) for half in (pairs[: self.lanes], pairs[self.lanes :])]
 
-    def totals(self, vectors: Sequence[ir.Value]) -> list[ir.Value]:
-        """The sums over all lanes of each vector, in order and packed into vectors; a power of two of vectors."""
-        vectors = list(vectors)
-        width = size = self.lanes  # lanes that still belong to one sum, lanes of a vector
+    def totals(self, vectors: Sequence[ir.Value], width: int = 0) -> list[ir.Value]:
+        """The sums of `width` lanes each, by default of all, in order and packed into vectors; powers of two."""
+        vectors, size = list(vectors), self.lanes
+        width = width or size  # lanes that still belong to one sum
         while width > 1:
             half = width // 2
             if len(vectors) > 1:

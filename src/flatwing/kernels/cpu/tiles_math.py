@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from llvmlite import ir
 
@@ -146,29 +146,38 @@ turned4, turned8 = _turned(4), _turned(8)
 def _dots(outputs: int) -> Any:
     """Write y[j] = sum over k of w[j, k] x[k] for so many j and one vector of the batch, from x side by side.
 
-    `steps` vectors hold a row of weights, as they are in tensors; y is a number in a row of a tile.
+    Rows of weights are read as they are in tensors, and what a vector leaves over number by number: there are only
+    whole vectors of complex numbers. Results are `yj` bytes apart.
     """
 
     def dots(
-        e: TileEmitter, w: ir.Value, wj: ir.Value, x: ir.Value, y: ir.Value, yj: ir.Value, steps: ir.Value
+        e: TileEmitter, w: ir.Value, wj: ir.Value, x: ir.Value, y: ir.Value, yj: ir.Value, inputs: ir.Value
     ) -> None:
         starts = [e.weights(w, e.mul(wj, j)) for j in range(outputs)]
         signs = ir.Constant(e.vector, [ir.Constant(e.element, (-1.0) ** lane) for lane in range(e.lanes)])
         zeros = [e.constant(0.0)] * (outputs * e.planes)
-        with e.loop(0, steps, carry=zeros) as loop:
-            offset = e.mul(loop.index, e.lanes)
-            given = e.load(e.at(x, offset))
+        whole = e.mul(cast(ir.Value, e.builder.udiv(inputs, e.int(e.lanes // e.planes))), e.lanes)
+        with e.loop(0, whole, e.lanes, carry=zeros) as loop:
+            given = e.load(e.at(x, loop.index))
             # with real and imaginary parts alternating, sums over lanes give the real part, then the imaginary part
             factors = [given] if e.planes == 1 else [e.times(given, signs), e.swap(given, 1)]
             sums = iter(loop.carried)
-            weights = [e.load(e.at(start, offset)) for start in starts]
+            weights = [e.load(e.at(start, loop.index)) for start in starts]
             loop.carried = [e.fma(weight, factor, next(sums)) for weight in weights for factor in factors]
         packed = e.totals(loop.carried)
-        size = min(len(zeros), e.lanes)
-        for i in range(len(zeros)):
+        size, word = min(len(zeros), e.lanes), ir.IntType(32)
+        totals = [e.builder.extract_element(packed[i // size], word(i % size)) for i in range(len(zeros))]
+        if e.planes == 1:
+            with e.loop(whole, inputs, carry=totals) as loop:
+                factor = e.number(e.at(x, loop.index))
+                weights = [e.number(e.at(start, loop.index)) for start in starts]
+                loop.carried = [
+                    e.plus(old, e.times(weight, factor)) for old, weight in zip(loop.carried, weights, strict=True)
+                ]
+            totals = loop.carried
+        for i, total in enumerate(totals):
             j, plane = divmod(i, e.planes)
-            total = e.builder.extract_element(packed[i // size], ir.IntType(32)(i % size))
-            pointer = e.builder.inttoptr(e.at(e.rows(y, e.mul(yj, j)), plane * e.lanes), POINTER)
+            pointer = e.builder.inttoptr(e.at(e.add(y, e.mul(yj, j)), plane * e.lanes), POINTER)
             e.builder.store(total, pointer, align=e.item)
 
     return tiled(dots)
