@@ -4,4 +4,5 @@ from . import reference as reference  # isort: skip
 from . import bmm as bmm  # isort: skip
 from . import dense as dense  # isort: skip
 from . import numba_cpu as numba_cpu  # isort: skip
+from . import panels as panels  # isort: skip
 from . import triton_gpu as triton_gpu  # isort: skip
