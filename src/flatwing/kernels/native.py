@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+_peek = torch._C._functorch.peek_interpreter_stack  # pyright: ignore[reportAttributeAccessIssue]
 Size = int | torch.SymInt  # symbolic while a model is traced
 FEW_ROWS = 8  # measured: above, it pays to bring the vectors into columns before the first factor
 
@@ -48,9 +49,24 @@ def forward(x: torch.Tensor, factors: Sequence[torch.Tensor], depths: Sequence[i
             x = apply_rows(w, x, d)
         return x
     x = x if last else x.mT  # a view: the first factor copies it only if it must
+    hooked = not last and _takes_hooks()
     for w, d in pairs:
         x = apply_columns(w, x, d)
+        if d > 1 and hooked and x.requires_grad:
+            # its gradient will be rows seen as columns, which no batched GEMM takes: turned once, as a whole matrix,
+            # it is not copied number by number in each of the two that follow
+            x.register_hook(torch.Tensor.contiguous)
     return x if last else x.mT
+
+
+def _takes_hooks() -> bool:
+    """Whether gradients are recorded in the ordinary way, not by compilers or transforms, which know no hooks."""
+    return (
+        torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+        and _peek() is None
+        and torch._C._get_tracing_state() is None
+    )
 
 
 def backward(
