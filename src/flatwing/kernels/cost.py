@@ -151,9 +151,14 @@ def factor_seconds(pattern: Pattern, task: Task) -> float:
         work += d * machine.call  # strides that no batched GEMM takes: block by block
     copied = (a * b * d if d > 1 and b > 1 else 0) + (a * c * d if d > 1 and a > 1 else 0)
     ends = (b + c) * a * d
-    moved = rows * (7 * ends + 4 * copied if task.train else ends + 2 * copied)
+    moved = rows * (6 * ends + 2 * copied if task.train else ends + 2 * copied)
     call = call_seconds(task, 1 + VIEW + (5 * RECORD if task.train else 0))
+    weights = pattern.nnz * task.dtype.itemsize
+    if weights <= machine.cache < task.chain.nnz * task.dtype.itemsize:
+        read += weights / machine.memory  # the other factors took its place in the cache
     work, read = Work(work, read).times(3.3 if task.train else 1)
+    if task.train and task.chain.nnz * task.dtype.itemsize > machine.cache:
+        read += weights / (0.4 * machine.memory)  # so does the gradient
     return call + _shared(Work(work, read + move_seconds(moved, task)), task)
 
 
@@ -162,7 +167,7 @@ def native_seconds(task: Task) -> float:
     stays = task.rows <= FEW_ROWS or len(task.chain) == 1 or all(p.blocks == 1 for p in task.chain)
     turned = task.layout == "batch-first" and not stays
     # transposing reads or writes with long strides: a fifth of the rate of a copy
-    ends = 5 * move_seconds(task.rows * sum(task.chain.shape), task) * (2 if task.train else 1) if turned else 0.0
+    ends = 5 * move_seconds(task.rows * sum(task.chain.shape), task) if turned else 0.0
     return _shared(Work(0.0, ends), task) + sum(factor_seconds(p, task) for p in task.chain)
 
 
