@@ -22,6 +22,8 @@ CHAINS = [
     "(1,4,4,64)(4,4,4,16)(16,4,4,4)(64,4,4,1)",  # rows of four: of neighbours, of blocks that follow, after gathering
     "(1,8,8,32)(2,8,8,16)(4,8,8,8)(8,8,8,4)",
     "(1,8,2,16)(1,2,8,16)(2,16,4,4)",  # not square
+    "(1,4,4,8)(4,8,4,1)(1,4,4,4)",  # a factor in the middle with more outputs than inputs
+    "(3,2,4,16)(3,4,2,16)",  # blocks smaller than a vector
     "(5,4,4,3)(5,4,4,3)",  # a last vector of outputs is not full
     "(1,16,16,16)(16,16,16,1)",
     "(1,32,24,24)(24,24,32,1)",  # a row is a vector and a half
@@ -101,11 +103,12 @@ def test_kernels_for_tiles_leave_few_vectors_to_these(
             x = torch.randn(count, 64, dtype=dtype)
             want = x @ SparseProduct(chain, factors).dense().T
             assert_close(kernels.forward(x, factors, chain.depths, False, 1), want)
-    columns = torch.randn(64, 1, dtype=dtype)
-    got = blocks.forward(columns, factors, chain.depths, True, 1)
-    assert_close(got, SparseProduct(chain, factors).dense() @ columns)
-    assert got.is_contiguous()
-    assert rows == [1, 2] * len(others) + [1]
+    for count in (1, 2, 3):
+        columns = torch.randn(64, count, dtype=dtype)
+        got = blocks.forward(columns, factors, chain.depths, True, 1)
+        assert_close(got, SparseProduct(chain, factors).dense() @ columns)
+        assert got.is_contiguous()
+    assert rows == [1, 2] * len(others) + [1, 2]
 
 
 def test_two_vectors_read_light_weights_twice() -> None:
