@@ -10,7 +10,7 @@ import torch
 from flatwing import Chain, kernels
 from flatwing.kernels import wisdom
 from flatwing.kernels.backend import BACKENDS, Gradients, Task
-from flatwing.kernels.backends import numba_cpu
+from flatwing.kernels.backends import compiled, numba_cpu
 from flatwing.kernels.backends.numba_cpu import NumbaCPU
 from flatwing.kernels.cpu import blocks, dyadic, simd
 from flatwing.structure.factor import apply_factor
@@ -128,7 +128,7 @@ def test_without_numba(monkeypatch: pytest.MonkeyPatch) -> None:
     def find(name: str, find: Any = importlib.util.find_spec) -> Any:
         return None if name == "numba" else find(name)
 
-    monkeypatch.setattr(numba_cpu, "find_spec", find)
+    monkeypatch.setattr(compiled, "find_spec", find)
     reason = NumbaCPU().unsupported_because(Task(DYADIC, 4))
     assert reason == "numba is not installed. Try `pip install numba`."
 
@@ -155,7 +155,7 @@ def test_a_compilation_that_fails_is_a_reason_that_stays(monkeypatch: pytest.Mon
     assert not tries, "nothing is compiled before it is chosen"
     for rows in (4, 8):
         reason = backend.fails_because(Task(DYADIC, rows))
-        assert reason == "numba could not compile the kernels of dyadic: RuntimeError: LLVM says no"
+        assert reason == "numba could not compile the kernels of dyadic for float32: RuntimeError: LLVM says no"
         assert backend.unsupported_because(Task(DYADIC, rows)) == reason
     assert len(tries) == 1
     assert backend.fails_because(Task(GENERAL, 4)) is None, "the other kernels still work"

@@ -115,7 +115,7 @@ def test_vectors_that_are_columns_and_complex_numbers_stay_with_tiles(taken: lis
 def kernels_take(text: str, dtype: torch.dtype = torch.float32) -> bool:
     chain = Chain.parse(text)
     call = call_of([torch.zeros(p.blocks, p.b, p.c, dtype=dtype) for p in chain], [p.d for p in chain])
-    return blocks_rows.packs(call.words, dtype, call.nnz)
+    return blocks_rows.packs(call.words, dtype, call.form.nnz)
 
 
 def test_whole_vectors_only() -> None:
@@ -134,10 +134,10 @@ def test_few_rows_heavy_weights_and_rows_far_away_are_left_to_tiles(monkeypatch:
     call = call_of([torch.zeros(p.blocks, p.b, p.c) for p in chain], [p.d for p in chain])
 
     def suits(rows: int, dtype: torch.dtype = torch.float32, more: int = 1) -> bool:
-        return blocks_rows.suits(call.words, dtype, more * call.nnz, call.widest, 2048 * rows)
+        return blocks_rows.suits(call.words, dtype, more * call.form.nnz, call.form.widest, 2048 * rows)
 
     assert [rows for rows in (1, 16, 79, 80, 256, 768, 769, 4096) if suits(rows)] == [80, 256, 768]
     assert suits(512, more=4)
     assert not suits(512, more=5)
     assert not suits(256, torch.complex64)
-    assert blocks_rows.suits(call.words, torch.float32, call.nnz, 512, 1 << 40), "short rows may be far away"
+    assert blocks_rows.suits(call.words, torch.float32, call.form.nnz, 512, 1 << 40), "short rows may be far away"

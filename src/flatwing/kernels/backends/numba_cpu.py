@@ -5,18 +5,15 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 from functools import cache, lru_cache
-from importlib.util import find_spec
 from operator import attrgetter
-from typing import Any, NamedTuple, cast, final
+from typing import Any, cast, final
 
 import torch
-from torch.utils._python_dispatch import _disable_current_modes
 from typing_extensions import override
 
-from ...core import compiling
 from ...structure import Chain
-from ..backend import BACKENDS, Backend, Gradients, Prepared, Runner, Task
-from ..cost import dtype_name
+from ..backend import BACKENDS, Gradients, Prepared, Runner, Task
+from .compiled import Code, Compiled
 
 _SHAPE = attrgetter("shape")
 HALVES = (torch.bfloat16, torch.float16)
@@ -24,44 +21,19 @@ HALVES = (torch.bfloat16, torch.float16)
 
 
 @final
-class NumbaCPU(Backend):
-    """Dyadic butterflies and general blocks on the CPU, in real and complex numbers; uses torch's number of threads.
-
-    Numba is imported when the first plan is made. Kernels are compiled when they are first chosen for a type of
-    numbers: seconds once per machine, tenths of a second later. What fails then is remembered as long as the process
-    lives.
-    """
-
-    def __init__(self) -> None:
-        self._verdicts: dict[_Code, str | None] = {}
+class NumbaCPU(Compiled):
+    """Dyadic butterflies and general blocks on the CPU, in real and complex numbers; uses torch's number of threads."""
 
     @override
-    def unsupported_because(self, task: Task) -> str | None:
-        if task.device != "cpu":
-            return f"numba runs on the CPU, not on {task.device}"
-        if find_spec("numba") is None:
-            return "numba is not installed. Try `pip install numba`."
+    def refused_because(self, task: Task) -> str | None:
+        return _route(task.chain, _computed(task.dtype), task.layout == "batch-last")[1]
+
+    @override
+    def code_of(self, task: Task) -> Code:
         dtype, last = _computed(task.dtype), task.layout == "batch-last"
-        try:
-            _, reason = _route(task.chain, dtype, last)
-        except Exception as error:  # whatever an import may raise
-            return f"numba does not work here: {_first_line(error)}. See `python -c 'import numba'`."
-        return reason or self._verdicts.get(_code(task))
-
-    @override
-    def fails_because(self, task: Task) -> str | None:
-        """None if the kernels compile, which a small product finds out, else why not; found out once."""
-        code = _code(task)
-        if code not in self._verdicts:
-            what = f"kernels of {code.name} for {dtype_name(code.dtype)}"
-            with compiling(what, lambda: importlib.import_module("..cpu.simd", __package__).folder()):
-                try:
-                    _try(code)
-                    self._verdicts[code] = None
-                except Exception as error:  # compilers have many ways to fail
-                    why = f"numba could not compile the kernels of {code.name}: {_first_line(error)}"
-                    self._verdicts[code] = why
-        return self._verdicts[code]
+        name, _ = _route(task.chain, dtype, last)
+        example = _kernels(name).example(task.chain, task.rows, dtype, last, task.packed)
+        return Code(name, dtype, task.train, task.packed, *example)
 
     @override
     def seconds(self, task: Task) -> float:
@@ -159,44 +131,6 @@ def _dyadic_shapes(depths: tuple[int, ...], blocks: int, dtype: torch.dtype) -> 
     chain = Chain([(blocks // d, 2, 2, d) for d in depths])
     name, _ = _route(chain, dtype, False)
     return [torch.Size((blocks, 2, 2))] * len(depths) if name == "dyadic" else None
-
-
-class _Code(NamedTuple):
-    """What is compiled at once."""
-
-    name: str
-    dtype: torch.dtype
-    train: bool
-    packed: bool
-    chain: Chain
-    """An example that needs it, and its number of rows."""
-    rows: int
-
-
-def _code(task: Task) -> _Code:
-    dtype, last = _computed(task.dtype), task.layout == "batch-last"
-    name, _ = _route(task.chain, dtype, last)
-    example = _kernels(name).example(task.chain, task.rows, dtype, last, task.packed)
-    return _Code(name, dtype, task.train, task.packed, *example)
-
-
-def _try(code: _Code) -> None:
-    chain, dtype = code.chain, code.dtype
-    kernels = _kernels(code.name)
-    # the first call may come from inside a transform or a fake mode, where even new tensors have no memory
-    with _disable_current_modes(), torch._C._DisableFuncTorch(), torch.no_grad():
-        x = torch.ones(code.rows, chain.shape[1], dtype=dtype, device="cpu")
-        factors = [torch.ones(p.blocks, p.b, p.c, dtype=dtype, device="cpu") for p in chain]
-        if code.packed:
-            kernels.prepared(factors, chain.depths)(x, 1)
-        else:
-            kernels.forward(x, factors, chain.depths, False, 1)
-        if code.train:
-            kernels.backward(x, factors, chain.depths, x, False, True, True, 1)
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
 
 
 BACKENDS.register("numba")(NumbaCPU())

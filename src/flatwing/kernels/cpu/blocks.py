@@ -58,10 +58,14 @@ def forward(
     """
     call = call_of(factors, depths)
     rows = x.shape[1 if last else 0]
-    if vectors.suits(rows, call.nnz, x.dtype):
+    if vectors.suits(rows, call.form.nnz, x.dtype):
         y = vectors.run(call, x.mT if last else x)
         return y.mT.contiguous() if last else y
     return _run(call, x, last, threads)
+
+
+SMALL = Chain.butterfly(27)
+"""A product that no other kernels take."""
 
 
 def example(chain: Chain, rows: int, dtype: torch.dtype, last: bool, packed: bool) -> tuple[Chain, int]:
@@ -71,12 +75,12 @@ def example(chain: Chain, rows: int, dtype: torch.dtype, last: bool, packed: boo
     1
     """
     if vectors.suits(rows, chain.nnz, dtype):
-        return Chain.butterfly(64), 1
+        return SMALL, 1
     words = [word for p in reversed(chain.patterns) for word in (0, *p, 0)]
     many = packed or (not last and rows * sum(chain.shape) >= blocks_rows.WORTH * chain.nnz)
     if many and blocks_rows.packs(words, dtype, chain.nnz):
         return Chain.monarch(256, 256, blocks=16), 64
-    return Chain.butterfly(64), (3 if _row(dtype, rows) < WIDE[dtype] else 64)
+    return SMALL, (3 if _row(dtype, rows) < WIDE[dtype] else 64)
 
 
 def preparing_seconds(chain: Chain, dtype: torch.dtype) -> float:
@@ -91,11 +95,11 @@ def prepared(factors: Sequence[torch.Tensor], depths: Sequence[int]) -> Prepared
     [[4.0, 4.0, 4.0, 4.0]]
     """
     call, dtype = call_of(factors, depths), factors[0].dtype
-    packs = blocks_rows.packs(call.words, dtype, call.nnz)
+    packs = blocks_rows.packs(call.words, dtype, call.form.nnz)
     packed: list[blocks_rows.PackedWeights] = []
 
     def run(x: torch.Tensor, threads: int) -> torch.Tensor:
-        if vectors.suits(x.shape[0], call.nnz, dtype):
+        if vectors.suits(x.shape[0], call.form.nnz, dtype):
             return vectors.run(call, x)
         if packs and not packed:  # few vectors do not need it
             packed.append(blocks_rows.pack(call, dtype))
@@ -107,7 +111,7 @@ def prepared(factors: Sequence[torch.Tensor], depths: Sequence[int]) -> Prepared
 def _run(
     call: Call, x: torch.Tensor, last: bool, threads: int, packed: blocks_rows.PackedWeights | None = None
 ) -> torch.Tensor:
-    words, weights, n, m, widest, inner, _, nnz = call
+    words, weights, (_, n, m, widest, inner, _, nnz) = call
     rows = x.shape[1 if last else 0]
     y = x.new_empty((m, rows) if last else (rows, m))
     if rows == 0:
@@ -165,21 +169,22 @@ def backward(
     ([[1.0, 1.0], [1.0, 1.0], [1.0, 1.0]], [[[3.0, 3.0]]])
     """
     call = call_of(factors, depths)
+    form = call.form
     rows = x.shape[1 if last else 0]
     dtype, item = x.dtype, x.element_size()
     row = _row(dtype, rows)
     width = row // item
-    threads = workers.useful(threads, 5 * rows * call.nnz * SECONDS[dtype])
+    threads = workers.useful(threads, 5 * rows * form.nnz * SECONDS[dtype])
     parts = workers.split(rows, threads, width) if rows else []
     # tensors of their own: cutting one into pieces takes longer than asking for several
     sums = [[w.new_zeros(w.shape) for w in call.weights] if need_factors else [] for _ in parts or [()]]
-    y = x.new_empty(((call.n, rows) if last else (rows, call.n)) if need_x else (0, 0))
+    y = x.new_empty(((form.n, rows) if last else (rows, form.n)) if need_x else (0, 0))
     x, source, x_pitch = place(x)
     grad, given, g_pitch = place(grad)
-    kept = 2 * call.widest + (call.kept if need_factors else 0)
+    kept = 2 * form.widest + (form.kept if need_factors else 0)
     group = _group(NEIGHBOURS if last else 1, -(-rows // width), row * kept)
-    lines = 2 * call.inner + group * kept
-    edge = 2 * item * max(call.n, call.m)
+    lines = 2 * form.inner + group * kept
+    edge = 2 * item * max(form.n, form.m)
 
     def part(number: int, start: int, stop: int) -> None:
         words = array("q", call.words)
@@ -189,8 +194,8 @@ def backward(
         table = tiles + row * lines
         blocks_backward.backward_tiles(
             TAGS[dtype, row], words.buffer_info()[0], len(factors), source, x_pitch, given, g_pitch,
-            y.data_ptr(), (rows if last else call.n) * item, last, start, stop, rows,
-            table, table + 8 * width, tiles, call.widest, call.inner, call.kept, group, need_x, need_factors,
+            y.data_ptr(), (rows if last else form.n) * item, last, start, stop, rows,
+            table, table + 8 * width, tiles, form.widest, form.inner, form.kept, group, need_x, need_factors,
         )  # fmt: skip
 
     if len(parts) == 1:  # starting one part by itself costs less

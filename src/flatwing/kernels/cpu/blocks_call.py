@@ -57,24 +57,19 @@ class Form(NamedTuple):
 
 
 class Call(NamedTuple):
-    """The factors of one call, as the kernels read them, and what is said of them by `Form`."""
+    """The factors of one call, as the kernels read them, and what is known of their sizes."""
 
     words: array[int]
     weights: Sequence[torch.Tensor]
     """In the order of the words; kept alive while their addresses are in use."""
-    n: int
-    m: int
-    widest: int
-    inner: int
-    kept: int
-    nnz: int
+    form: Form
 
 
 def call_of(factors: Sequence[torch.Tensor], depths: Sequence[int]) -> Call:
     """The call for factors (blocks, b, c), the first one applied last, and their d.
 
     >>> call = call_of([torch.ones(2, 3, 2)] * 2, [2, 1])
-    >>> call.n, call.m, call.nnz, call.words[1:5].tolist()
+    >>> call.form.n, call.form.m, call.form.nnz, call.words[1:5].tolist()
     (4, 6, 24, [2, 3, 2, 1])
     """
     if any(map(torch.Tensor.is_neg, factors)) or any(map(torch.Tensor.is_conj, factors)):
@@ -87,7 +82,7 @@ def called(factors: Sequence[torch.Tensor], form: Form) -> Call:
     weights, pointers = readable(factors)
     words = form.words[:]
     words[::SPEC] = array("q", pointers[::-1])
-    return Call(words, weights[::-1], *form[1:])
+    return Call(words, weights[::-1], form)
 
 
 def readable(factors: Sequence[torch.Tensor]) -> tuple[Sequence[torch.Tensor], tuple[int, ...]]:

@@ -98,12 +98,12 @@ def forward(call: Call, x: torch.Tensor, y: torch.Tensor, threads: int, packed: 
     rows, item, wide = x.shape[0], x.element_size(), WIDE[x.dtype]
     tag, spec, count = TAGS[x.dtype, wide], call.words.buffer_info()[0], len(call.weights)
     x, source, x_pitch = place(x)
-    target, y_pitch = y.data_ptr(), call.m * item
+    target, y_pitch = y.data_ptr(), call.form.m * item
     tile = min(TILE, rows)
     # rows begin at a vector, and not a power of two apart: a cache holds few such lines
-    pitch = -(-call.widest * item // wide) * wide + wide
+    pitch = -(-call.form.widest * item // wide) * wide + wide
     area = tile * pitch if count > 1 else 0
-    if packed is None and threads > 1 and call.nnz * item > LIGHT:
+    if packed is None and threads > 1 and call.form.nnz * item > LIGHT:
         packed = pack(call, x.dtype, threads)  # else each thread packs for itself
     size = 0 if packed else _bytes(call, item)
     table = 8 * wide

@@ -63,9 +63,9 @@ def prepared(factors: Sequence[torch.Tensor], depths: Sequence[int]) -> Prepared
 def _forward(
     call: Call, x: torch.Tensor, threads: int, packed: blocks_rows.PackedWeights | None = None
 ) -> torch.Tensor:
-    y = _result(x, (x.shape[0], call.m))
+    y = _result(x, (x.shape[0], call.form.m))
     if len(x):
-        blocks_rows.forward(call, x, y, workers.useful(threads, len(x) * call.nnz * SECONDS[x.dtype]), packed)
+        blocks_rows.forward(call, x, y, workers.useful(threads, len(x) * call.form.nnz * SECONDS[x.dtype]), packed)
     return y
 
 
@@ -92,18 +92,18 @@ def backward(
     """
     call, rows = call_of(factors, depths), x.shape[0]
     dtype, item = x.dtype, x.element_size()
-    gx = _result(x, (rows, call.n) if need_x else (0, 0))
+    gx = _result(x, (rows, call.form.n) if need_x else (0, 0))
     if rows == 0:
         return Gradients(gx if need_x else None, [torch.zeros_like(w) for w in factors] if need_factors else None)
     x, source, x_pitch = place(x)
     grad, given, g_pitch = place(grad)
     wide = WIDE[dtype]
-    tag, count, tile = TAGS[dtype, wide], len(call.weights), tile_of(rows, call.nnz * item)
-    threads = workers.useful(threads, 3 * rows * call.nnz * SECONDS[dtype])
+    tag, count, tile = TAGS[dtype, wide], len(call.weights), tile_of(rows, call.form.nnz * item)
+    threads = workers.useful(threads, 3 * rows * call.form.nnz * SECONDS[dtype])
     parts = workers.split(rows, threads, 4)
     packed = blocks_rows.pack(call, dtype, threads)
     # rows begin at a vector, and not a power of two apart: a cache holds few such lines
-    pitch = -(-call.widest * item // wide) * wide + wide
+    pitch = -(-call.form.widest * item // wide) * wide + wide
     deep = zip(blocks_rows.packed_sizes(call, item), call.words[4::SPEC], strict=True)
     size = sum(bytes_ for bytes_, d in deep if d > 1) if need_factors else 0
 
@@ -117,7 +117,7 @@ def backward(
         tiles, _tiles = workers.aligned((count + 1) * tile * pitch)
         panels_gradients.backward_rows(
             tag, words.buffer_info()[0], count, packed.address, source, x_pitch, given, g_pitch, gx.data_ptr(),
-            call.n * item, start, stop, tile, table, table + 8 * wide, tiles, pitch, need_x, need_factors,
+            call.form.n * item, start, stop, tile, table, table + 8 * wide, tiles, pitch, need_x, need_factors,
         )  # fmt: skip
         return gradients
 

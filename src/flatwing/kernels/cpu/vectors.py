@@ -46,13 +46,13 @@ def run(call: Call, x: torch.Tensor) -> torch.Tensor:
     """The product of a call applied to the rows of x."""
     rows, dtype, item = x.shape[0], x.dtype, x.element_size()
     # what is like x takes half the time
-    y = torch.empty_like(x) if call.m == call.n and x.is_contiguous() else x.new_empty((rows, call.m))
+    y = torch.empty_like(x) if call.form.m == call.form.n and x.is_contiguous() else x.new_empty((rows, call.form.m))
     x, source, pitch = place(x)
-    widest = -(-call.widest * item // workers.ALIGNMENT) * workers.ALIGNMENT
+    widest = -(-call.form.widest * item // workers.ALIGNMENT) * workers.ALIGNMENT
     memory, _memory = workers.scratch(4 * widest)
     kernels.forward_vectors(
         TAGS[dtype, WIDE[dtype]], call.words.buffer_info()[0], len(call.weights), source, pitch,
-        y.data_ptr(), call.m * item, rows, memory, widest,
+        y.data_ptr(), call.form.m * item, rows, memory, widest,
     )  # fmt: skip
     return y
 
