@@ -55,8 +55,12 @@ def forward(x: torch.Tensor, factors: Sequence[torch.Tensor], depths: Sequence[i
         if d > 1 and hooked and x.requires_grad:
             # its gradient will be rows seen as columns, which no batched GEMM takes: turned once, as a whole matrix,
             # it is not copied number by number in each of the two that follow
-            x.register_hook(torch.Tensor.contiguous)
+            x.register_hook(_contiguous)
     return x if last else x.mT
+
+
+def _contiguous(grad: torch.Tensor | None) -> torch.Tensor | None:
+    return None if grad is None else grad.contiguous()  # a function further on may have none to give
 
 
 def _takes_hooks() -> bool:

@@ -1,5 +1,7 @@
 """Batched GEMM: what is copied between factors, forwards and backwards."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch.autograd.graph import Node
@@ -78,3 +80,23 @@ def test_gradients_of_gradients_and_batches_of_them() -> None:
     got = torch.autograd.grad(y, given, many, is_grads_batched=True, retain_graph=True)
     for i, grad in enumerate(many):
         assert_close([g[i] for g in got], list(torch.autograd.grad(y, given, grad, retain_graph=True)))
+
+
+class Blocked(torch.autograd.Function):
+    """Passes its input on, and no gradient back."""
+
+    @staticmethod
+    def forward(ctx: Any, y: torch.Tensor) -> torch.Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return y.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return None
+
+
+def test_no_gradient_may_arrive() -> None:
+    x, product = leaves(40)
+    y = Blocked.apply(kernels.multiply(x, product, backend="bmm"))
+    (y.sum() + x.sum()).backward()
+    assert x.grad is not None
+    assert torch.equal(x.grad, torch.ones_like(x))
