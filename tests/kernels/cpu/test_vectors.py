@@ -111,6 +111,17 @@ def test_kernels_for_tiles_leave_few_vectors_to_these(
     assert rows == [1, 2] * len(others) + [1, 2]
 
 
+@pytest.mark.parametrize("n", [2048, 4096, 8192])
+def test_butterflies_run_the_code_that_was_compiled_for_them(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    chain = Chain.butterfly(n)
+    ran: list[int] = []
+    run = vectors.run
+    monkeypatch.setattr(vectors, "run", lambda call, x: ran.append(len(x)) or run(call, x))
+    x, factors = torch.ones(2, n), [torch.ones(p.blocks, p.b, p.c) for p in chain]
+    dyadic.forward(x, factors, chain.depths, False, 1)
+    assert bool(ran) == (dyadic.example(chain, 2, torch.float32, False, False)[1] == 1)
+
+
 def test_two_vectors_read_light_weights_twice() -> None:
     assert vectors.suits(2, vectors.LIGHT // 8, torch.float64)
     assert not vectors.suits(2, vectors.LIGHT // 8 + 1, torch.float64)

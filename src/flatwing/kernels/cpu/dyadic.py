@@ -104,7 +104,7 @@ def forward(
     >>> forward(torch.ones(1, 16), factors, (8, 4, 2, 1), last=False, threads=1)[0, :3]
     tensor([16., 16., 16.])
     """
-    if vectors.suits(x.shape[0], 4 * x.shape[1] * len(factors), x.dtype):
+    if vectors.suits(x.shape[0], 2 * x.shape[1] * len(factors), x.dtype):
         return vectors.forward(x, factors, depths)
     return _push(x, factors, tuple(depths), threads, 0)
 
