@@ -1,15 +1,11 @@
 """torch.compile, strict export and FSDP2, in processes of their own: compilers cannot trace the checks of the tests."""
 
-import os
-import socket
-import subprocess
-import sys
 import textwrap
-from pathlib import Path
 
 import pytest
 
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+from distributed import run_python
+
 START = """
     import torch
     from flatwing import Chain, SparseProduct, kernels
@@ -25,13 +21,8 @@ START = """
 """
 
 
-def run(code: str) -> str:
-    return execute("-c", textwrap.dedent(START) + textwrap.dedent(code))
-
-
-def execute(*arguments: str) -> str:
-    command = [sys.executable, "-W", "ignore", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=600)
+def run(code: str, world: int | None = None) -> str:
+    done = run_python(textwrap.dedent(START) + textwrap.dedent(code), world=world)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
@@ -164,14 +155,8 @@ SHARDED = """
 """
 
 
-def test_fsdp2_trains_as_one_process(tmp_path: Path) -> None:
-    script = tmp_path / "sharded.py"
-    script.write_text(textwrap.dedent(START) + textwrap.dedent(SHARDED))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    out = execute("-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}", str(script))
-    assert out.count("sharded") == 2
+def test_fsdp2_trains_as_one_process() -> None:
+    assert run(SHARDED, world=2).count("sharded") == 2
 
 
 def test_a_packed_product_compiles() -> None:

@@ -2,18 +2,14 @@
 
 import copy
 import io
-import os
-import subprocess
-import sys
-import textwrap
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 from torch.nn.utils import parametrize, prune
 
+from distributed import run_python
 from flatwing import kernels
 from flatwing.nn import StructuredLinear, SumLinear, pack_, unpack_
 
@@ -253,8 +249,6 @@ def test_it_compiles() -> None:
         torch.testing.assert_close(compiled(x), x @ layer.dense().T + layer.bias, rtol=1e-5, atol=1e-4)
     print("compiled")
     """
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
-    command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(code)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    done = run_python(code)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "compiled" in done.stdout

@@ -1,22 +1,12 @@
 """torch.compile, DDP and FSDP2, each in processes of its own: without the checks of shapes that tests have."""
 
-import os
-import socket
-import subprocess
-import sys
-import textwrap
-from pathlib import Path
-
 import pytest
 
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+from distributed import run_python
 
 
-def run(code: str, *arguments: str, launcher: tuple[str, ...] = ()) -> str:
-    script = ("-c", textwrap.dedent(code)) if not launcher else (*launcher,)
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", *script, *arguments], capture_output=True, text=True, env=ENVIRONMENT
-    )
+def run(code: str, *arguments: str, world: int | None = None) -> str:
+    done = run_python(code, *arguments, world=world)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
@@ -103,11 +93,5 @@ leave()
 
 
 @pytest.mark.parametrize("how", ["ddp", "fsdp2"])
-def test_two_ranks_train_as_one(how: str, tmp_path: Path) -> None:
-    script = tmp_path / "train.py"
-    script.write_text(DISTRIBUTED)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    launcher = ("-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}", str(script))
-    assert "equal to one process" in run("", how, launcher=launcher)
+def test_two_ranks_train_as_one(how: str) -> None:
+    assert "equal to one process" in run(DISTRIBUTED, how, world=2)

@@ -265,10 +265,9 @@ def fsdp_rank(rank: int, world: int) -> tuple[list[torch.Tensor], list[torch.Ten
     )
 
 
-@pytest.mark.parametrize("world", [2, 4])
-def test_fsdp_is_one_process(world: int) -> None:
+def test_fsdp_is_one_process() -> None:
     whole, seconds = one_process()
-    for ranks in run_ranks(fsdp_rank, world):
+    for ranks in run_ranks(fsdp_rank, 3):
         for p, q in zip(whole, ranks[0], strict=True):
             torch.testing.assert_close(p, q, rtol=0, atol=1e-5)
         for p, q in zip(seconds, ranks[1], strict=True):

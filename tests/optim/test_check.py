@@ -2,7 +2,6 @@
 
 import copy
 import pickle
-import subprocess
 import sys
 from types import ModuleType
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from torch import nn
 from torch.optim import LBFGS, SGD, AdamW
 
+from distributed import run_python
 from flatwing.optim import ASAM, IRE, LITE, SAM, GradPower, Late, LITEAdam, Shell, late
 from flatwing.optim.check import parameters_of, require_rate, require_rules
 
@@ -190,7 +190,7 @@ for make in (
 
 
 def test_wrong_types_are_refused_by_name_without_checked_types() -> None:
-    done = subprocess.run([sys.executable, "-c", USER], capture_output=True, text=True, check=True)
+    done = run_python(USER)
     lines = done.stdout.splitlines()
     assert len(lines) == USER.count("lambda: ") - 1
     assert all("Rule: " in line or "Known: " in line for line in lines), lines

@@ -11,7 +11,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distribute_tensor
 from torch.nn import functional as F
 
 from distributed import run_ranks
@@ -235,23 +235,27 @@ def test_bad_settings_are_refused(settings: dict[str, Any], message: str) -> Non
 
 def shards(rank: int, world: int) -> list[torch.Tensor]:
     """Three steps on weights cut in rows (an uneven cut), columns and copies; the whole weights afterwards."""
-    mesh = init_device_mesh("cpu", (world,))
+    mesh = init_device_mesh("cpu", (world,)) if world > 1 else None
     generator = torch.Generator().manual_seed(0)
     wholes = [torch.randn(5, 3, generator=generator, dtype=torch.float64) for _ in range(3)]
-    placements = [Shard(0), Shard(1), Replicate()] if world > 1 else [Replicate()] * 3
-    params = [nn.Parameter(distribute_tensor(w, mesh, [place])) for w, place in zip(wholes, placements, strict=True)]
+    placements = [Shard(0), Shard(1), Replicate()]
+
+    def cut(whole: torch.Tensor, place: Placement) -> torch.Tensor:
+        return whole if mesh is None else distribute_tensor(whole, mesh, [place])
+
+    params = [nn.Parameter(cut(whole, place)) for whole, place in zip(wholes, placements, strict=True)]
     optimizer = PRGD(params, lr=0.1, degree=2, warmup=2, cycle=2)
     for _ in range(6):
         for p, place in zip(params, placements, strict=True):
             gradient = torch.randn(5, 3, generator=generator, dtype=torch.float64)
-            p.grad = distribute_tensor(gradient, mesh, [place])
+            p.grad = cut(gradient, place)
         optimizer.step()
     return [p.detach().full_tensor() if isinstance(p, DTensor) else p.detach() for p in params]
 
 
 def test_shards_take_the_steps_of_the_whole() -> None:
-    alone, cut = run_ranks(shards, 1)[0], run_ranks(shards, 2)
-    for ranks in cut:
+    alone = shards(0, 1)
+    for ranks in run_ranks(shards, 2):
         for p, q in zip(alone, ranks, strict=True):
             torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-12)
 

@@ -84,7 +84,6 @@ def on_ranks(rank: int, world: int) -> list[float]:
     return [float(kth_smallest(tensors, k)) for k in (1, 50, 200, 400, 532)]
 
 
-@pytest.mark.parametrize("world", [2, 4])
-def test_is_the_same_on_every_rank_and_on_one_process(world: int) -> None:
+def test_is_the_same_on_every_rank_and_on_one_process() -> None:
     wanted = [float(reference(random_tensors(5), k)) for k in (1, 50, 200, 400, 532)]
-    assert run_ranks(on_ranks, world) == [wanted] * world
+    assert run_ranks(on_ranks, 3) == [wanted] * 3

@@ -1,7 +1,5 @@
 import copy
 import pickle
-import subprocess
-import sys
 import warnings
 from collections.abc import Iterable
 from typing import Any
@@ -13,6 +11,7 @@ from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, se
 from torch.optim import SGD, AdamW, Muon, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, StepLR
 
+from distributed import run_python
 from flatwing.optim import Shell, Wrapper
 from flatwing.optim.shell import SEPARATOR, names_inside
 
@@ -312,10 +311,10 @@ print(caught[0].filename, caught[0].lineno)
 
 def test_as_users_see_it_without_checked_types() -> None:
     """The warning points at the line of their loop; what is no optimizer is refused by name."""
-    done = subprocess.run([sys.executable, "-c", USER], capture_output=True, text=True, check=True)
+    done = run_python(USER)
     refused, place = done.stdout.splitlines()
     assert refused.startswith("got a Linear. Rule: a torch.optim.Optimizer")
-    assert place == f"<string> {USER.splitlines().index('    optimizer.step()') + 1}"
+    assert place.endswith(f"script.py {USER.splitlines().index('    optimizer.step()') + 1}")
 
 
 def test_same_method_twice_is_refused_at_any_depth() -> None:

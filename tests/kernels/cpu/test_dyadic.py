@@ -1,6 +1,4 @@
 import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -8,6 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 
+from distributed import run_python
 from flatwing import Chain
 from flatwing.kernels.cpu import dyadic, workers
 from flatwing.kernels.cpu.simd import vector_bytes
@@ -299,9 +298,8 @@ print(t.vector_bytes())
 def test_narrower_machines(features: str, width: int) -> None:
     if vector_bytes() <= width:
         pytest.skip("this machine is one, and all other tests tell")
-    told = {**os.environ, "NUMBA_CPU_NAME": "x86-64", "NUMBA_CPU_FEATURES": features}
-    call = [sys.executable, "-c", NARROW, os.path.dirname(__file__)]
-    done = subprocess.run(call, env=told, capture_output=True, text=True, check=False)
+    told = {"NUMBA_CPU_NAME": "x86-64", "NUMBA_CPU_FEATURES": features}
+    done = run_python(NARROW, os.path.dirname(__file__), environment=told)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [str(width)]
 

@@ -7,6 +7,7 @@ from typing import no_type_check
 import numpy as np
 import pytest
 
+from distributed import run_python
 from flatwing.kernels.cpu.simd import compiled, emitted, vector_bytes
 
 KINDS = [np.float32, np.float64]
@@ -105,8 +106,7 @@ def test_vectors(kind: type, row: int) -> None:
 )
 def test_width_follows_the_machine(features: str, width: int) -> None:
     code = "from flatwing.kernels.cpu.simd import vector_bytes; print(vector_bytes())"
-    told = {**os.environ, "NUMBA_CPU_NAME": "x86-64", "NUMBA_CPU_FEATURES": features}
-    done = subprocess.run([sys.executable, "-c", code], env=told, capture_output=True, text=True, check=True)
+    done = run_python(code, environment={"NUMBA_CPU_NAME": "x86-64", "NUMBA_CPU_FEATURES": features})
     assert done.stdout.split() == [str(width)]
 
 
