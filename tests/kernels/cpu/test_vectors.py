@@ -108,7 +108,7 @@ def test_kernels_for_tiles_leave_few_vectors_to_these(
         got = blocks.forward(columns, factors, chain.depths, True, 1)
         assert_close(got, SparseProduct(chain, factors).dense() @ columns)
         assert got.is_contiguous()
-    assert rows == [1, 2] * len(others) + [1, 2]
+    assert rows == [1, 2] * len(others) + [1], "turning two columns takes longer than tiles"
 
 
 @pytest.mark.parametrize("n", [2048, 4096, 8192])
@@ -129,6 +129,8 @@ def test_two_vectors_read_light_weights_twice() -> None:
     assert not vectors.suits(1, 1, torch.complex128)
     assert not vectors.suits(1, 1, torch.bfloat16)
     assert not vectors.suits(0, 1, torch.float32)
+    assert vectors.suits(1, 1, torch.float32, last=True)
+    assert not vectors.suits(2, 1, torch.float32, last=True)
 
 
 def test_time_grows_with_what_is_done() -> None:

@@ -42,7 +42,7 @@ class NumbaCPU(Compiled):
         kernels, vectors = _kernels(name), _kernels("vectors")
         found: float = kernels.seconds(task.chain, task.rows, dtype, last, task.train, task.threads)
         prepared: float = kernels.preparing_seconds(task.chain, dtype) if task.packed else 0.0
-        if vectors.suits(task.rows, task.chain.nnz, dtype) and not (task.packed and name == "dyadic"):
+        if vectors.suits(task.rows, task.chain.nnz, dtype, last) and not (task.packed and name == "dyadic"):
             if task.train:
                 found -= kernels.seconds(task.chain, task.rows, dtype, last, False, task.threads)
             else:

@@ -58,9 +58,8 @@ def forward(
     """
     call = call_of(factors, depths)
     rows = x.shape[1 if last else 0]
-    if vectors.suits(rows, call.form.nnz, x.dtype):
-        y = vectors.run(call, x.mT if last else x)
-        return y.mT.contiguous() if last else y
+    if vectors.suits(rows, call.form.nnz, x.dtype, last):
+        return vectors.run(call, x.mT).mT if last else vectors.run(call, x)
     return _run(call, x, last, threads)
 
 
@@ -74,7 +73,7 @@ def example(chain: Chain, rows: int, dtype: torch.dtype, last: bool, packed: boo
     >>> example(Chain.monarch(1024, 1024, blocks=32), 1, torch.float32, False, False)[1]
     1
     """
-    if vectors.suits(rows, chain.nnz, dtype):
+    if vectors.suits(rows, chain.nnz, dtype, last):
         return SMALL, 1
     words = [word for p in reversed(chain.patterns) for word in (0, *p, 0)]
     many = packed or (not last and rows * sum(chain.shape) >= blocks_rows.WORTH * chain.nnz)

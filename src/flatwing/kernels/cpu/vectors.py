@@ -18,13 +18,15 @@ MOST, LIGHT = 2, 512 << 10
 """Vectors, one after the other; bytes of weights that the second cache holds easily, so that they can be read twice."""
 
 
-def suits(rows: int, nnz: int, dtype: torch.dtype) -> bool:
+def suits(rows: int, nnz: int, dtype: torch.dtype, last: bool = False) -> bool:
     """Whether these kernels multiply so few vectors faster than others; they take all factors of real numbers.
+
+    Two columns do not lie as they are read: turning them takes longer than tiles do.
 
     >>> suits(1, 1000, torch.float32), suits(1, 1000, torch.complex64), suits(3, 1000, torch.float32)
     (True, False, False)
     """
-    return 0 < rows <= MOST and dtype in REAL and (rows == 1 or nnz * dtype.itemsize <= LIGHT)
+    return 0 < rows <= (1 if last else MOST) and dtype in REAL and (rows == 1 or nnz * dtype.itemsize <= LIGHT)
 
 
 def forward(x: torch.Tensor, factors: Sequence[torch.Tensor], depths: Sequence[int]) -> torch.Tensor:
