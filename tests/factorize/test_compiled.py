@@ -244,14 +244,14 @@ def test_no_folder_for_the_cache_is_no_trouble(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_kinds_of_steps_agree() -> None:
-    from flatwing.factorize import compiled_steps, program
+    from flatwing.factorize import compiled_steps, compiled_two, program
 
     for name in ("CUT", "TAILS", "TO_RIGHT", "TO_LEFT", "SIGNS", "MULTIPLY", "RESIDUAL"):
         assert getattr(program, name) == getattr(compiled_steps, name)
     assert [program.WEIGHTS.index(w) for w in ("right", "left", "both")] == [
-        compiled_steps.RIGHT,
-        compiled_steps.LEFT,
-        compiled_steps.BOTH,
+        compiled_two.RIGHT,
+        compiled_two.LEFT,
+        compiled_two.BOTH,
     ]
 
 

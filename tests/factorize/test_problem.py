@@ -27,6 +27,16 @@ def test_energy_inside_and_outside_of_the_support(dtype: torch.dtype) -> None:
     assert float(made.values.norm()) == pytest.approx(float(inside.norm()), rel=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64, torch.complex128], ids=str)
+def test_squared_norms_of_long_and_turned_matrices(dtype: torch.dtype) -> None:
+    matrices = torch.randn(2, 300, 1100, dtype=dtype, generator=torch.Generator().manual_seed(0)).mT
+    matrices[1] *= 3
+    wide = torch.promote_types(dtype, torch.float64)
+    truth = torch.linalg.vector_norm(matrices.to(wide), dim=(1, 2)).square().numpy()
+    # a sum of so many entries in short precision alone would lose more digits
+    np.testing.assert_allclose(module.squared_norms(matrices), truth, rtol=max(4 * torch.finfo(dtype).eps, 1e-13))
+
+
 def test_a_matrix_without_outside_is_not_copied() -> None:
     chain = Chain.butterfly(8)
     A = random_matrix(chain, "gaussian")

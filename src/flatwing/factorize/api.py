@@ -211,13 +211,13 @@ def _reports(best: _Attempt, ground: _Ground, matrix_errors: list[float | None])
     """One report per split of the chain."""
     problem = best.problem
     norm = problem.total(problem.norm)
-    sums = dict(zip(best.story.order, map(problem.total, best.story.sums(problem.count)), strict=True))
+    sums = dict(zip(best.story.order, problem.each(best.story.sums(problem.count)), strict=True))
     for split in ground.splits:
         if split[0] not in ground.kept:
             yield SplitReport(*split, True, 0.0, 0.0)
             continue
         place = ground.kept.index(split[0])
-        yield SplitReport(*split, False, relative(sums[place + 1], norm), matrix_errors[place])
+        yield SplitReport(*split, False, relative(sums[place + 1][0], norm), matrix_errors[place])
 
 
 def _notes(given: Any, matrix: torch.Tensor) -> tuple[str, ...]:

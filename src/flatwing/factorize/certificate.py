@@ -97,7 +97,7 @@ def prove(
     """
     floor = rounding_level(problem.values.dtype, len(problem.chain))
     exact = is_rounding(problem, error)
-    known: list[list[float] | None] = [None] * (len(problem.chain) - 1)
+    known: Sequence[list[float] | None] = [None] * (len(problem.chain) - 1)
     lower = np.zeros_like(error)
     if not exact.all():
         # nothing achieved can be below the optimum: where rounding says otherwise, rounding is wrong

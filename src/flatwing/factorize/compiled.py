@@ -81,6 +81,7 @@ def works(dtype: torch.dtype) -> bool:
     with _compiling("rank 1", dtype):
         try:
             compiled.run(nothing, nothing, np.empty(0), np.empty((0, 0), np.int64), 0, 0, 0.0, 0.0)
+            compiled.squared_norms(nothing.reshape(0, 0), np.empty(0))
             compiled.tree_bound(np.zeros(1), np.ones((1, 2), np.int64))
         except Exception:  # whatever a compiler may run into: torch computes the same
             return False
@@ -114,10 +115,11 @@ def attempt(
     if supports(values):
         steps = program.attempt(patterns, tuple(order), orthonormalize)
         work = np.empty(steps.entries, NUMPY[values.dtype])
-        tails = Story(run(steps, values, work, progress), steps.tails)
-        left = tails[0]
+        tails = run(steps, values, work, progress)
+        _, at, shape = steps.tails[-1]
+        left = tails[at:].reshape(shape)
         if isfinite(left.sum()):  # else a number left its range; torch has other intermediate results
-            return _factors(steps, work), Story(tails.numbers, steps.tails[:-1]), left
+            return _factors(steps, work), Story(tails, steps.tails[:-1]), left
     factors, tails = butterfly.hierarchical(values, patterns, order, orthonormalize, progress)
     factors = butterfly.fix_signs(factors, patterns)
     story = Story.of({s: errors.numpy(force=True) for s, errors in tails.items()})
@@ -142,6 +144,15 @@ def residual(
         return butterfly.residual(values, patterns, factors)
     steps = program.residual(patterns)
     return torch.from_numpy(Story(run(steps, values, _memory(steps, factors)), steps.tails)[0])
+
+
+def squared_norms(matrices: Num[torch.Tensor, "batch *shape"]) -> Float[np.ndarray, " batch"]:
+    """`problem.squared_norms`."""
+    compiled = loops()
+    assert compiled is not None
+    flat, found = matrices.contiguous().numpy(force=True), np.empty(len(matrices))
+    compiled.squared_norms(flat.reshape(len(flat), -1), found)
+    return found
 
 
 def split_tails(values: Num[torch.Tensor, "blocks b c"], splits: Sequence[Split]) -> Story:
@@ -257,6 +268,4 @@ def _memory(steps: Program, factors: Sequence[torch.Tensor]) -> np.ndarray:
 
 def _factors(steps: Program, work: np.ndarray) -> list[torch.Tensor]:
     """Each factor in memory of its own."""
-    return [
-        torch.from_numpy(work[place : place + p.nnz].reshape(p.blocks, p.b, p.c).copy()) for place, p in steps.factors
-    ]
+    return [torch.from_numpy(work[piece].reshape(shape).copy()) for piece, shape in steps.pieces]

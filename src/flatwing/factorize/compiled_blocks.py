@@ -284,11 +284,12 @@ def _outside(power, u, g, times, logarithm, eps):
 def power_iteration(block, large, u, w, g, power, spare, tolerance, eps, lower):
     """Rank one by power iteration, proved: block ~ u w with a unit vector u; returns the squared residual or UNPROVED.
 
-    With `lower`, what may be missing is taken off the residual: no approximation has a smaller one.
-
     Turning u towards any direction gains at most |g|^2 / (theta - h), where theta is what u captures and h is no less
     than the largest eigenvalue of the Gram matrix outside u: see `solvers.top_vector`. For h serves the residual, and
     for small blocks where that does not do, powers of the Gram matrix: they are better proofs and longer strides.
+
+    With `lower`, that gain is taken off the residual: no approximation has a smaller one. Turning towards g gains at
+    least |g|^2 / (theta + |g|^2 / theta), so the truth is not far above even while u still has far to go.
     """
     small, total, best = len(u), 0.0, 0
     energies(block, large, g)
@@ -313,7 +314,8 @@ def power_iteration(block, large, u, w, g, power, spare, tolerance, eps, lower):
         if times >= 0:
             h = min(rest, _outside(power, u, spare[0], times, logarithm, eps))
         gap = theta - h
-        if gap > 0 and gradient <= gap * (tolerance * rest + floor * theta):
+        doubt = (h + gradient / theta) / theta if lower else 1.0  # the share of that gain which nobody may have
+        if gap > 0 and gradient * (doubt + tolerance) <= gap * (tolerance * rest + floor * theta):
             return max(rest - gradient / gap, 0.0) if lower else rest
         if turn == patience or (gap <= 0 and turn > 0):
             patience = turn + 2

@@ -20,15 +20,12 @@ from .compiled_blocks import (
     multiply_by,
     normalize,
     power_iteration,
-    rotation,
     square,
-    two_rows,
 )
+from .compiled_two import BOTH, LEFT, PAIRS, cut_two_columns, cut_two_rows
 
 CUT, TAILS, TO_RIGHT, TO_LEFT, SIGNS, MULTIPLY, RESIDUAL = range(7)
-RIGHT, LEFT, BOTH = range(3)
 LINE = 1024  # entries of each row that are gathered together
-PAIRS, ROWS = 2048, 64  # blocks of two columns solved side by side; rows that are summed in short precision
 SCRATCH = 1 << 16  # entries of the group of blocks in scratch, where one block does not need more
 
 
@@ -81,7 +78,7 @@ def array(scratch, at, rows, columns):
 
 @compiled
 def _cut(values, work, step, tails, write, tolerance, eps, scratch):
-    """Rank one of every block of one node; returns how many blocks resisted, their tails are UNPROVED."""
+    """Rank one of blocks of more than two rows and columns; returns how many resisted, their tails are UNPROVED."""
     source, left, right, tail_at, a, c1, b2, d, rows, columns, _, weight = step[1:13]
     node = values if source < 0 else work
     source = max(source, 0)
@@ -89,7 +86,6 @@ def _cut(values, work, step, tails, write, tolerance, eps, scratch):
     small, large = min(rows, columns), max(rows, columns)
     group, pitch, apart, squared = layout(step)
     groups = -(-c1 // group)
-    direct = small == 2 and not flip  # two long rows are best left where they are
     us, used = array(scratch, group * apart + small * pitch, group, small)
     ws, used = array(scratch, used, group, large)
     gs, used = array(scratch, used, 1, small)
@@ -103,23 +99,15 @@ def _cut(values, work, step, tails, write, tolerance, eps, scratch):
         i, k = rest // d, rest % d
         count = min(group, c1 - first)
         at = source + (((i * d + k) * rows * b2 + ib) * c1 + first) * columns
-        if not direct:
-            gather(node, at, stride, count, step, scratch)
+        gather(node, at, stride, count, step, scratch)
         for n in range(count):
             u, w = us[n], ws[n]
             if write and not flip:  # in its place right away
                 to = right + (((i * c1 + first + n) * d + k) * b2 + ib) * columns
                 w = work[to : to + columns]
-            if direct:
-                x = at + n * columns
-                tail = two_rows(node[x : x + large], node[x + stride : x + stride + large], u, w)
-            else:
-                block, _ = array(scratch, n * apart, small, pitch)
-                if small == 2:
-                    tail = two_rows(block[0, :large], block[1, :large], u, w)
-                else:
-                    tail = power_iteration(block, large, u, w, gs[0], power, spare, tolerance, eps, not write)
-                    unproved += tail == UNPROVED
+            block, _ = array(scratch, n * apart, small, pitch)
+            tail = power_iteration(block, large, u, w, gs[0], power, spare, tolerance, eps, not write)
+            unproved += tail == UNPROVED
             tails[tail_at + ((i * c1 + first + n) * b2 + ib) * d + k] = tail
             if write and weight == BOTH:
                 root = np.sqrt(length(w))
@@ -142,70 +130,6 @@ def _cut(values, work, step, tails, write, tolerance, eps, scratch):
             for j in range(columns):
                 work[to + j] = np.conj(us[n, j])
     return unproved
-
-
-@compiled
-def _two_columns(values, work, step, tails, write, scratch, sums, wide):
-    """The same for blocks of two columns, in closed form: row by row through many neighbouring blocks."""
-    _, source, left, right, tail_at, a, c1, b2, d, rows, _, _, weight = step
-    group = min(c1, PAIRS)
-    groups = -(-c1 // group)
-    node = values if source < 0 else work
-    source = max(source, 0)
-    g11, g22, g12 = sums[:group], sums[group : 2 * group], wide[:group]
-    p11, p22, p12 = scratch[:group], scratch[group : 2 * group], scratch[2 * group : 3 * group]
-    cs, ss = scratch[3 * group : 4 * group], scratch[4 * group : 5 * group]
-    units = a * d * b2 * groups
-    for unit in range(units):
-        first, rest = unit % groups * group, unit // groups
-        ib, rest = rest % b2, rest // b2
-        i, k = rest // d, rest % d
-        count = min(group, c1 - first)
-        stride = b2 * c1 * 2
-        at = source + (((i * d + k) * rows * b2 + ib) * c1 + first) * 2
-        for n in range(count):
-            g11[n], g22[n], g12[n] = 0, 0, 0
-        for begin in range(0, rows, ROWS):  # sums over some rows in the precision of the matrix, over all in float64
-            for n in range(count):
-                p11[n], p22[n], p12[n] = 0, 0, 0
-            for t in range(begin, min(begin + ROWS, rows)):
-                row = node[at + t * stride : at + t * stride + 2 * count]
-                for n in range(count):
-                    x, y = row[2 * n], row[2 * n + 1]
-                    p11[n] += square(x)
-                    p22[n] += square(y)
-                    p12[n] += np.conj(x) * y
-            for n in range(count):
-                g11[n] += p11[n].real
-                g22[n] += p22[n].real
-                g12[n] += p12[n]
-        for n in range(count):
-            c, s, top = rotation(g11[n], g22[n], g12[n])
-            root = np.sqrt(top)
-            root = 1.0 if weight == LEFT else np.sqrt(root) if weight == BOTH else root
-            g11[n], g22[n] = 1 / root if root > 0 else 0.0, 0  # the scale of the left part; the tail
-            cs[n], ss[n] = c, s
-            if write:
-                to = right + (((i * c1 + first + n) * d + k) * b2 + ib) * 2
-                work[to], work[to + 1] = np.conj(cs[n]) * root, ss[n] * root
-        for begin in range(0, rows, ROWS):
-            for n in range(count):
-                p11[n], p22[n] = 0, g11[n]
-            for t in range(begin, min(begin + ROWS, rows)):
-                row = node[at + t * stride : at + t * stride + 2 * count]
-                to = left + (((i * b2 + ib) * d + k) * rows + t) * c1 + first
-                if write:
-                    out = work[to : to + count]
-                    for n in range(count):
-                        out[n] = (cs[n] * row[2 * n] + ss[n] * row[2 * n + 1]) * p22[n]
-                for n in range(count):
-                    p11[n] += square(np.conj(cs[n]) * row[2 * n + 1] - ss[n] * row[2 * n])
-            for n in range(count):
-                g22[n] += p11[n].real
-        for n in range(count):
-            tails[tail_at + ((i * c1 + first + n) * b2 + ib) * d + k] = g22[n]
-            if write and weight == RIGHT and g11[n] == 0:  # a zero block gets some unit vector
-                work[left + ((i * b2 + ib) * d + k) * rows * c1 + first + n] = 1
 
 
 @compiled
@@ -317,11 +241,23 @@ def run(values, work, tails, steps, first, last, tolerance, eps):
             return index
         elif kind not in (CUT, TAILS):
             _carry(work, step, scratch)
-        elif step[10] == 2 and step[9] > 2:
-            _two_columns(values, work, step, tails, kind == CUT, scratch, sums, wide)
+        elif step[9] == 2:
+            cut_two_rows(values, work, step, tails, kind == CUT, scratch)
+        elif step[10] == 2:
+            cut_two_columns(values, work, step, tails, kind == CUT, scratch, sums, wide)
         elif _cut(values, work, step, tails, kind == CUT, tolerance, eps, scratch) > 0:
             return index
     return last
+
+
+@compiled
+def squared_norms(matrices, found):
+    """Squared norm of each row; squares in its precision are summed in float64."""
+    for i in range(len(matrices)):
+        row, total = matrices[i], 0.0
+        for j in range(len(row)):
+            total += square(row[j])
+        found[i] = total
 
 
 @partial(compiled, allocates=True)
@@ -337,10 +273,12 @@ def tree_bound(level, shapes):
             for i in range(size):
                 by_rows[i], by_columns[i] = 0, 0
             for i in range(columns):
-                for j in range(wide):
-                    by_rows[i * rows + j % rows] += level[begin + i * wide + j]
-                for j in range(tall * rows):
-                    by_columns[i * rows + j % rows] += level[end + i * tall * rows + j]
+                for first in range(begin + i * wide, begin + (i + 1) * wide, rows):
+                    for j in range(rows):
+                        by_rows[i * rows + j] += level[first + j]
+                for first in range(end + i * tall * rows, end + (i + 1) * tall * rows, rows):
+                    for j in range(rows):
+                        by_columns[i * rows + j] += level[first + j]
             for i in range(size):
                 level[to + i] = max(by_rows[i], by_columns[i])
             begin, to, shapes[s, 1] = end, to + size, rows

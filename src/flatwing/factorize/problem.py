@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, reduce
+from functools import cached_property, lru_cache, reduce
 from math import frexp
 from typing import final
 
@@ -49,14 +49,14 @@ class Problem:
     def of(cls, matrix: Num[torch.Tensor, "*batch m n"], chain: Chain) -> Problem:
         """Restrict a checked matrix to the support of a checked chain. Cost: a few passes over the matrix."""
         batch, pattern = matrix.shape[:-2], chain.pattern
-        flat = matrix.reshape(-1, *chain.shape)
+        flat = matrix.reshape(-1, *chain.shape).contiguous()
         norm = squared_norms(flat)
         exponents = exponents_of(flat, norm)
         if any(exponents.tolist()):
             flat = scaled(flat, -exponents)
             norm = squared_norms(flat)
         if pattern.blocks == 1:
-            outside, values = np.zeros_like(norm), flat.contiguous()
+            outside, values = np.zeros(len(flat)), flat
         else:
             # part of every bound, so it gets the digits of float64 whatever the dtype
             rest = without_support(flat, pattern).to(torch.promote_types(flat.dtype, torch.float64))
@@ -67,7 +67,7 @@ class Problem:
     @cached_property
     def patterns(self) -> tuple[Pattern, ...]:
         """The patterns of the chain with the batch inside `a`."""
-        return self.chain.patterns if self.count == 1 else tuple(with_batch(p, self.count) for p in self.chain)
+        return _cuts(self.chain, self.count).patterns
 
     @cached_property
     def count(self) -> int:
@@ -77,7 +77,7 @@ class Problem:
     @cached_property
     def splits(self) -> tuple[Split, ...]:
         """The cuts of the whole chain at 1, 2, ..."""
-        return splits_of(self.patterns)
+        return _cuts(self.chain, self.count).splits
 
     @property
     def rank(self) -> int:
@@ -92,6 +92,10 @@ class Problem:
         """The number of the whole batch, then those of its matrices; only the one of a single matrix."""
         each = energies.tolist()
         return each if self.count == 1 else [self.total(energies), *each]
+
+    def each(self, energies: Float[np.ndarray, "splits batch"]) -> list[list[float]]:
+        """`numbers` of every row."""
+        return energies.tolist() if self.count == 1 else [*map(self.numbers, energies)]
 
     def total(self, energies: Float[np.ndarray, " batch"]) -> float:
         """Sum over matrices of the batch, in the unit of the largest of them: the exponents put back."""
@@ -115,7 +119,7 @@ class Problem:
         error: Float[np.ndarray, " batch"],
         stories: Sequence[Story],
         asked: Bool[np.ndarray, " batch"],
-    ) -> tuple[Float[np.ndarray, " batch"], list[list[float] | None]]:
+    ) -> tuple[Float[np.ndarray, " batch"], Sequence[list[float] | None]]:
         """Squared lower bound (tree bound) on the error of any product, and `numbers` of the squared tails per split.
 
         `error` is what was achieved; only the matrices `asked` for need a bound. `stories` are squared errors of
@@ -129,32 +133,28 @@ class Problem:
             return self.outside, []
         entries, dtype = self.values.numel() // self.count, self.values.dtype
         if entries >= LARGE and stories and len(splits) > 1:
-            tails: list[np.ndarray | None] = [None] * len(splits)
-            for story in stories:
-                tails[story.order[0] - 1] = story[story.order[0]]
-            squarest = max(range(len(splits)), key=lambda i: min(splits[i].block_shape))
-            if tails[squarest] is None:
-                tails[squarest] = tails_by_residual(self.values, splits[squarest]).numpy(force=True)
-            known = [
-                reduce(np.maximum, (story[i] for story in stories)) if t is None else t
-                for i, t in enumerate(tails, start=1)
-            ]
-            known = Story.of(dict(enumerate(known)))
+            told = [dict(zip(story.order, story, strict=True)) for story in stories]
+            tails = {story.order[0]: errors[story.order[0]] for story, errors in zip(stories, told, strict=True)}
+            squarest = _cuts(self.chain, self.count).squarest
+            if squarest not in tails:
+                tails[squarest] = tails_by_residual(self.values, splits[squarest - 1]).numpy(force=True)
+            cuts = range(1, len(splits) + 1)
+            known = Story.of({s: tails[s] if s in tails else reduce(np.maximum, (t[s] for t in told)) for s in cuts})
             # solvers stop, and the stories are rounded, at (64 eps)^2 of the energy
             lower = self._lower(known, 64 * torch.finfo(dtype).eps, TOLERANCE)
             if (error <= CLOSE_ENOUGH**2 * lower)[asked].all():
-                return lower, [None if t is None else self.numbers(self.per_matrix(t)) for t in tails]
+                return lower, [self.numbers(self.per_matrix(tails[s])) if s in tails else None for s in cuts]
         slack, double = 4 * torch.finfo(torch.float64).eps, torch.promote_types(dtype, torch.float64)
         if entries < LARGE and self.rank == 1 and compiled.supports(self.values):
             full = compiled.split_tails(self.values.to(double), splits)
-            return self._lower(full, slack), [*map(self.numbers, full.sums(self.count))]
+            return self._lower(full, slack), self.each(full.sums(self.count))
         full = self._tails(splits, careful=False)
         # differences of energies, each a long sum: their rounding is a share of the energy, not of the bound
         lower = np.maximum(self._lower(full, slack) - 16 * slack * self.norm, 0)
         if (lower < CAREFUL_BELOW**2 * self.norm)[asked].any():
             full = self._tails(splits, careful=True)
             lower = self._lower(full, slack, TOLERANCE)
-        return lower, [*map(self.numbers, full.sums(self.count))]
+        return lower, self.each(full.sums(self.count))
 
     def _tails(self, splits: Sequence[Split], careful: bool) -> Story:
         """`matrix_tails` in float64, to which it goes strip by strip if it is not careful."""
@@ -167,8 +167,28 @@ class Problem:
         return np.maximum(np.sqrt(found) * (1 - tolerance) - slack * np.sqrt(self.norm), 0) ** 2
 
 
+@final
+@dataclass(frozen=True, slots=True)
+class _Cuts:
+    """What depends on the chain and the number of matrices alone; `squarest` is the cut into the squarest blocks."""
+
+    patterns: tuple[Pattern, ...]
+    splits: tuple[Split, ...]
+    squarest: int
+
+
+@lru_cache(maxsize=256)
+def _cuts(chain: Chain, count: int) -> _Cuts:
+    patterns = chain.patterns if count == 1 else tuple(with_batch(p, count) for p in chain)
+    splits = splits_of(patterns)
+    sides = [min(split.block_shape) for split in splits]
+    return _Cuts(patterns, splits, 1 + sides.index(max(sides)) if sides else 0)
+
+
 def squared_norms(matrices: Num[torch.Tensor, "batch *shape"]) -> Float[np.ndarray, " batch"]:
     """Squared Frobenius norm of each matrix: rows are summed in its dtype, matrices in float64."""
+    if compiled.supports(matrices):
+        return compiled.squared_norms(matrices)
     real = torch.view_as_real(matrices).flatten(-2) if matrices.is_complex() else matrices
     rows = torch.linalg.vector_norm(real, dim=-1).numpy(force=True).reshape(len(matrices), -1).astype(np.float64)
     return np.einsum("ij,ij->i", rows, rows)

@@ -60,6 +60,11 @@ class Program:
     """Entries of the memory of nodes and factors, and float64 numbers of the tails."""
 
     @cached_property
+    def pieces(self) -> tuple[tuple[slice, tuple[int, int, int]], ...]:
+        """Where each factor lies, and its shape."""
+        return tuple((slice(at, at + p.nnz), (p.blocks, p.b, p.c)) for at, p in self.factors)
+
+    @cached_property
     def table(self) -> np.ndarray:
         """The steps as an int64 array."""
         return np.array([step.row for step in self.steps], dtype=np.int64).reshape(len(self.steps), -1)
