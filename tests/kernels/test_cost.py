@@ -9,7 +9,7 @@ import torch
 from flatwing import Chain
 from flatwing.kernels import BACKENDS, cost, rates, wisdom
 from flatwing.kernels.advise import advise
-from flatwing.kernels.backend import Task
+from flatwing.kernels.backend import Layout, Task
 from flatwing.kernels.plan import plan_for
 
 # microseconds, best of many, one core of a Zen 4 processor; rows, training step?, F.linear, bmm
@@ -66,6 +66,23 @@ SMALL = [
 def test_what_is_fixed_is_predicted(spec: str, rows: int, train: bool, backend: str, measured: float) -> None:
     plan = plan_for(Task(Chain.parse(spec), rows, train=train), backend)
     assert 0.75 < plan.seconds / (1e-6 * measured) < 1.3
+
+
+# the same, for numba: columns, or numbers of two bytes, which take the long way
+LONG = [
+    ("butterfly(64)", 1, "batch-last", torch.float32, 23.9),
+    ("butterfly(4096)", 1, "batch-last", torch.float32, 40.4),
+    ("monarch(256,256,blocks=16)", 1, "batch-last", torch.float64, 20.3),
+    ("butterfly(1024)", 1, "batch-first", torch.bfloat16, 41.7),
+    ("butterfly(4096)", 2, "batch-first", torch.bfloat16, 73.1),
+    ("low_rank(1024,4096,rank=64)", 1, "batch-first", torch.bfloat16, 73.6),
+]
+
+
+@pytest.mark.parametrize(("spec", "rows", "layout", "dtype", "measured"), LONG)
+def test_the_long_way_is_predicted(spec: str, rows: int, layout: Layout, dtype: torch.dtype, measured: float) -> None:
+    plan = plan_for(Task(Chain.parse(spec), rows, dtype, layout=layout), "numba")
+    assert 0.6 < plan.seconds / (1e-6 * measured) < 1.5
 
 
 # the same, for large blocks, whose weights and gradients no cache holds

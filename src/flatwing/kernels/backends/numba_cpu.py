@@ -51,7 +51,9 @@ class NumbaCPU(Compiled):
             prepared = vectors.preparing_seconds(task.chain) if task.packed else 0.0
         found -= prepared
         if dtype != task.dtype:  # casts of what comes in and out
-            found += 5e-6 + 1e-10 * task.rows * sum(task.chain.shape) * (3 if task.train else 1)
+            calls, numbers = (0, 0) if task.packed else (len(task.chain), task.chain.nnz)
+            numbers += task.rows * sum(task.chain.shape)
+            found += 6e-6 + (1.2e-6 * calls + 1.1e-10 * numbers) * (3 if task.train else 1)
         return found
 
     @override
