@@ -107,7 +107,8 @@ def two_rows(x, y, u, w):
 
     The rotation that diagonalizes the 2 x 2 Gram matrix makes w of the rows, and the residual beside it.
     """
-    zero = x[0] * 0
+    w[0] = 0  # a product with a literal zero would make sums of float64
+    zero = w[0]
     g11, g22, g12 = square(zero), square(zero), zero
     for j in range(len(x)):
         g11 += square(x[j])
@@ -149,8 +150,9 @@ def products(block, first, large, x, y):
 
 @compiled
 def energies(block, large, y):
-    """Set y to the squared norms of the rows."""
-    zero, last = square(block[0, 0] * 0), len(y)
+    """Set y to the squared norms of the rows, summed in their precision."""
+    y[0] = 0
+    zero, last = square(y[0]), len(y)
     four = last - last % 4
     for i in range(0, four, 4):
         z0, z1, z2, z3 = zero, zero, zero, zero
@@ -187,7 +189,8 @@ def combine(block, large, u, w):
 @compiled
 def _look(block, large, u, w, g):
     """Normalize u, set w = u^H block and g = R w^H with the residual R = block - u w; returns |w|^2, |R|^2, |g|^2."""
-    small, zero = len(u), u[0] * 0
+    g[0] = 0  # a literal zero, or a product with one, would make sums of float64
+    small, zero = len(u), g[0]
     four, rest, gradient = small // 4 * 4, 0.0, 0.0
     normalize(u)
     combine(block, large, u, w)
