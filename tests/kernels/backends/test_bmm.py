@@ -100,3 +100,15 @@ def test_no_gradient_may_arrive() -> None:
     (y.sum() + x.sum()).backward()
     assert x.grad is not None
     assert torch.equal(x.grad, torch.ones_like(x))
+
+
+@pytest.mark.parametrize(("columns", "batched"), [(1, 0), (8, 0), (9, 2)])
+def test_few_columns_of_one_block_are_multiplied_as_rows(columns: int, batched: int) -> None:
+    _, product = leaves(1, Chain.low_rank(32, 48, rank=4))
+    x = torch.randn(48, columns, dtype=torch.float64, requires_grad=True)
+    y = kernels.multiply(x, product, backend="bmm", layout="batch-last")
+    assert_close(y, product.dense() @ x)
+    assert y.is_contiguous()
+    grad = torch.randn_like(y)
+    assert len(given_to_gemm(y, grad)) == batched
+    assert_close(x.grad, product.dense().T @ grad)
