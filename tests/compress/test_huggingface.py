@@ -1,8 +1,6 @@
 """Directories of Hugging Face, random weights: what comes out is what was returned, with and without flatwing."""
 
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import flatwing
+from distributed import run_python
 from flatwing.compress import Compression, compress
 from flatwing.nn import StructuredLayer
 
@@ -83,10 +82,10 @@ def same_state(one: nn.Module | None, other: nn.Module) -> None:
 def state_by_card(out: Path, into: Path) -> dict[str, torch.Tensor]:
     """What the code in the card makes, in a process in which flatwing cannot be imported."""
     block = re.findall(r"^```python\n(.*?)^```$", (out / "README.md").read_text(), re.M | re.S)[-1]
-    code = "import sys\nsys.modules['flatwing'] = None\n" + block
+    code = "import sys, warnings\nwarnings.simplefilter('error')\n"
+    code += "sys.modules |= {name: None for name in sys.modules if name.split('.')[0] == 'flatwing'}\n" + block
     code += "\nfrom safetensors.torch import save_file\nsave_file(plain_state(sys.argv[1]), sys.argv[2])\n"
-    command = [sys.executable, "-W", "error", "-c", code, str(out), str(into)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    done = run_python(code, str(out), str(into))
     assert done.returncode == 0, done.stderr
     return load_file(into)
 

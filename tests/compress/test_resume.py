@@ -19,10 +19,10 @@ from flatwing.compress.layerwise import LayerResult
 from flatwing.compress.work import Layers, Work, check_output, fingerprint
 from flatwing.train import DigitsMLP
 
-KILLS = int(os.environ.get("FLATWING_KILLS", "4"))  # more on demand: each one starts the run again
+KILLS = int(os.environ.get("FLATWING_KILLS", "3"))  # more on demand: each one starts the run again
 SETTINGS: dict[str, Any] = {
-    "budget": 0.5, "heal": 20, "heal_lr": 1e-3, "structures": ["low_rank", "blast_4"], "landmarks": False,
-    "curve": False, "timing": 0.01, "samples": 200,
+    "budget": 0.5, "heal": 8, "heal_lr": 1e-3, "structures": ["low_rank", "blast_4"], "landmarks": False,
+    "curve": False, "timing": 0.01, "samples": 100,
 }  # fmt: skip
 COMPARED = ("model.safetensors", "flatwing.json")
 FILES = {

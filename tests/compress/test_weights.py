@@ -354,12 +354,12 @@ def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
     if not Path("/proc/self/status").exists():
         pytest.skip("needs /proc to read the peak")
     tensor = torch.randn(512, 512)
-    for count in (2, 80):
+    for count in (2, 40):
         save_file({f"{i}.fc.weight": tensor + i for i in range(count)}, tmp_path / f"{count}.safetensors")
-    paths = [str(tmp_path / name) for name in ("2.safetensors", "80.safetensors", "a", "b")]
+    paths = [str(tmp_path / name) for name in ("2.safetensors", "40.safetensors", "a", "b")]
     # glibc keeps what was freed, more or less by chance, unless tensors are mapped one by one
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
     done = subprocess.run(
         [sys.executable, "-c", code, *paths], capture_output=True, text=True, check=True, env=environment
     )
-    assert int(done.stdout) * 1024 < 20 * tensor.nbytes, "the larger model is 78 tensors larger"
+    assert int(done.stdout) * 1024 < 15 * tensor.nbytes, "the larger model is 38 tensors larger"
