@@ -224,3 +224,13 @@ def test_more_threads_than_cores_are_not_believed(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
     for seconds in (cost.dense_seconds, cost.native_seconds, cost.merge_seconds):
         assert seconds(replace(task, threads=64)) == seconds(task) < seconds(replace(task, threads=1))
+
+
+# microseconds of F.linear, best of many, one core of a Zen 4 processor
+TWO_BYTES = [(512, 16, 1, 15.5), (100, 100, 3, 15.9), (64, 64, 64, 16.4), (256, 256, 16, 26.3), (512, 512, 64, 174.8)]
+
+
+@pytest.mark.parametrize(("m", "n", "rows", "measured"), TWO_BYTES)
+def test_matrices_of_bfloat16_have_their_price(m: int, n: int, rows: int, measured: float) -> None:
+    task = Task(Chain([(1, m, n, 1)]), rows, torch.bfloat16)
+    assert cost.layer_seconds(m, n, task) == pytest.approx(1e-6 * measured, rel=0.35)
