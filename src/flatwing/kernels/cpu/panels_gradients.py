@@ -87,8 +87,8 @@ def backward_rows(
     """Gradients over the rows start ... stop - 1: for x, of result g, into y, and for the weights where `spec` says.
 
     Memory: `packed` holds the weights, `table` an address for each lane, `sums` the sums of factors with d > 1 as their
-    weights are packed, and `tiles` one tile
-    and one for each factor, each `tile` rows of the longest intermediate result, `pitch` bytes from row to row.
+    weights are packed, and `tiles` one tile and one for each factor, each `tile` rows of the longest intermediate
+    result, `pitch` bytes from row to row.
     """
     area, end_of_sums = tile * pitch, sums
     for f in range(factors - 1):
