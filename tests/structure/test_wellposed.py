@@ -272,7 +272,7 @@ def test_columns_of_a_that_become_columns_of_x(monkeypatch: pytest.MonkeyPatch) 
     pairs = taken_pairs(monkeypatch)
     assert len(pairs) > 60
     generator = np.random.default_rng(3)
-    for S, T in pairs:
+    for S, T in pairs[::2]:
         reach = S.astype(int) @ T.astype(int) > 0
         m, n = reach.shape
         low = np.outer(generator.standard_normal(m), generator.standard_normal(n))
