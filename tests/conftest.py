@@ -3,11 +3,6 @@
 import logging
 import os
 import random
-import shutil
-import tempfile
-import time
-from pathlib import Path
-from typing import Any
 
 import hypothesis
 import numpy as np
@@ -32,35 +27,3 @@ def seed() -> int:
     np.random.seed(0)
     torch.manual_seed(0)
     return 0
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """Workers wait for machine code that another one is making, and read it: else each makes it, at the same time."""
-    run = os.environ.get("PYTEST_XDIST_TESTRUNUID")
-    if run is None or os.name != "posix":
-        return
-    import fcntl
-
-    from flatwing.kernels.backends.compiled import Compiled
-
-    folder = Path(tempfile.gettempdir()) / f"flatwing-{run}"
-    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
-    make = Compiled._try
-
-    def make_in_turn(self: Compiled, code: Any) -> None:
-        place = folder / f"{type(self).__name__}-{code.dtype}"
-        folder.mkdir(exist_ok=True)  # the worker that ends first removes it
-        with place.open("w") as turn:
-            latest = time.monotonic() + 120.0  # seconds; who takes longer is not waited for
-            while time.monotonic() < latest:
-                try:
-                    fcntl.flock(turn, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    time.sleep(0.05)
-            try:
-                make(self, code)
-            finally:
-                fcntl.flock(turn, fcntl.LOCK_UN)  # a process forked meanwhile has the file open, too
-
-    Compiled._try = make_in_turn
