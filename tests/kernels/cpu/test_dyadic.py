@@ -1,12 +1,11 @@
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import pytest
 import torch
 
-from distributed import run_python
 from flatwing import Chain
 from flatwing.kernels.cpu import dyadic, workers
 from flatwing.kernels.cpu.simd import vector_bytes
@@ -280,28 +279,14 @@ def test_predicted_time_grows_with_work_and_falls_with_threads() -> None:
     assert dyadic.seconds(chain, 256, f32, False, False, 1) < dyadic.seconds(chain, 256, torch.float64, False, False, 1)
 
 
-NARROW = """
-import sys
-sys.path[:0] = sys.argv[1:]
-import torch
-import test_dyadic as t
-for spec in t.CHAINS.values():
-    for dtype in t.DTYPES:
-        t.judge(spec, 5, dtype)
-print(t.vector_bytes())
-"""
+def judge_all() -> None:
+    for spec in CHAINS.values():
+        for dtype in DTYPES:
+            judge(spec, 5, dtype)
 
 
-@pytest.mark.parametrize(
-    ("features", "width"), [("+sse,+sse2,+sse3,+ssse3,+sse4.1,+sse4.2", 16), ("+sse4.2,+avx,+avx2,+fma", 32)]
-)
-def test_narrower_machines(features: str, width: int) -> None:
-    if vector_bytes() <= width:
-        pytest.skip("this machine is one, and all other tests tell")
-    told = {"NUMBA_CPU_NAME": "x86-64", "NUMBA_CPU_FEATURES": features}
-    done = run_python(NARROW, os.path.dirname(__file__), environment=told)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == [str(width)]
+def test_narrower_machines(on_narrower: Callable[[str], None]) -> None:
+    on_narrower("test_dyadic")
 
 
 @pytest.mark.parametrize("threads", [1, 2])

@@ -1,6 +1,4 @@
-import os
-import subprocess
-import sys
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -10,7 +8,6 @@ from torch.testing import assert_close
 
 from flatwing import Chain, SparseProduct
 from flatwing.kernels.cpu import blocks, dyadic, vectors
-from flatwing.kernels.cpu.simd import vector_bytes
 
 DTYPES = [torch.float32, torch.float64]
 CHAINS = [
@@ -143,26 +140,11 @@ def test_time_grows_with_what_is_done() -> None:
     assert micro("(64,4,4,1)") == micro("(4,4,4,16)") < micro("(8,4,4,8)"), "what lies in between is moved"
 
 
-NARROW = """
-import sys
-sys.path[:0] = sys.argv[1:]
-import test_vectors as t
-for text in t.CHAINS:
-    for dtype in t.DTYPES:
-        t.judge(t.Chain.parse(text), dtype, 2)
-print(t.vector_bytes())
-"""
+def judge_all() -> None:
+    for text in CHAINS:
+        for dtype in DTYPES:
+            judge(Chain.parse(text), dtype, 2)
 
 
-@pytest.mark.parametrize(
-    ("features", "width"), [("+sse,+sse2,+sse3,+ssse3,+sse4.1,+sse4.2", 16), ("+sse4.2,+avx,+avx2,+fma", 32)]
-)
-def test_narrower_machines(features: str, width: int) -> None:
-    if vector_bytes() <= width:
-        pytest.skip("this machine is one, and all other tests tell")
-    told = {**os.environ, "NUMBA_CPU_NAME": "x86-64", "NUMBA_CPU_FEATURES": features}
-    here = os.path.dirname(__file__)
-    call = [sys.executable, "-c", NARROW, here, os.path.dirname(os.path.dirname(here))]
-    done = subprocess.run(call, env=told, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == [str(width)]
+def test_narrower_machines(on_narrower: Callable[[str], None]) -> None:
+    on_narrower("test_vectors")
