@@ -10,10 +10,10 @@ import numpy as np
 import torch
 
 from ...structure import Chain
-from ..backend import Gradients, Prepared
+from ..backend import LOW, Gradients, Prepared, solid
 from . import dyadic_kernels as kernels
 from . import vectors, workers
-from .blocks_call import place, readable
+from .blocks_call import readable
 from .dyadic_passes import passes
 from .simd import vector_bytes
 
@@ -104,7 +104,7 @@ def forward(
     >>> forward(torch.ones(1, 16), factors, (8, 4, 2, 1), last=False, threads=1)[0, :3]
     tensor([16., 16., 16.])
     """
-    if vectors.suits(x.shape[0], 2 * x.shape[1] * len(factors), x.dtype):
+    if x.shape[0] <= vectors.MOST and vectors.suits(x.shape[0], 2 * x.shape[1] * len(factors), x.dtype):
         return vectors.forward(x, factors, depths)
     return _push(x, factors, tuple(depths), threads, 0)
 
@@ -161,8 +161,11 @@ def _plan(depths: tuple[int, ...], n: int, dtype: torch.dtype, back: bool) -> _P
 
 def _rows(x: torch.Tensor) -> tuple[torch.Tensor, int, int]:
     """x, or a copy whose rows are contiguous, its address, and the distance of its rows in elements."""
-    x, address, pitch = place(x)
-    return x, address, pitch // x.element_size()
+    lead, step = x.stride()
+    if step != 1 or x.data_ptr() < LOW:  # a call for few rows is short: `place` asks more
+        x = solid(x).contiguous()
+        lead = x.stride()[0]
+    return x, x.data_ptr(), lead
 
 
 def _readable(factors: Sequence[torch.Tensor]) -> tuple[Sequence[torch.Tensor], np.ndarray]:
