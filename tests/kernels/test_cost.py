@@ -62,8 +62,17 @@ SMALL = [
 ]
 
 
-@pytest.mark.parametrize(("spec", "rows", "train", "backend", "measured"), SMALL)
-def test_what_is_fixed_is_predicted(spec: str, rows: int, train: bool, backend: str, measured: float) -> None:
+# the same, for large blocks, whose weights and gradients no cache holds
+LARGE = [
+    ("monarch(16384,16384,blocks=128)", 16, True, "bmm", 1.22e4),
+    ("monarch(16384,16384,blocks=128)", 64, True, "bmm", 3.04e4),
+    ("monarch(16384,16384,blocks=128)", 256, True, "bmm", 1.1e5),
+    ("monarch(4096,4096,blocks=64)", 256, True, "bmm", 1.69e4),
+]
+
+
+@pytest.mark.parametrize(("spec", "rows", "train", "backend", "measured"), [*SMALL, *LARGE])
+def test_small_and_large_are_predicted(spec: str, rows: int, train: bool, backend: str, measured: float) -> None:
     plan = plan_for(Task(Chain.parse(spec), rows, train=train), backend)
     assert 0.75 < plan.seconds / (1e-6 * measured) < 1.3
 
@@ -83,21 +92,6 @@ LONG = [
 def test_the_long_way_is_predicted(spec: str, rows: int, layout: Layout, dtype: torch.dtype, measured: float) -> None:
     plan = plan_for(Task(Chain.parse(spec), rows, dtype, layout=layout), "numba")
     assert 0.6 < plan.seconds / (1e-6 * measured) < 1.5
-
-
-# the same, for large blocks, whose weights and gradients no cache holds
-LARGE = [
-    ("monarch(16384,16384,blocks=128)", 16, True, "bmm", 1.22e4),
-    ("monarch(16384,16384,blocks=128)", 64, True, "bmm", 3.04e4),
-    ("monarch(16384,16384,blocks=128)", 256, True, "bmm", 1.1e5),
-    ("monarch(4096,4096,blocks=64)", 256, True, "bmm", 1.69e4),
-]
-
-
-@pytest.mark.parametrize(("spec", "rows", "train", "backend", "measured"), LARGE)
-def test_large_blocks_are_predicted(spec: str, rows: int, train: bool, backend: str, measured: float) -> None:
-    plan = plan_for(Task(Chain.parse(spec), rows, train=train), backend)
-    assert 0.75 < plan.seconds / (1e-6 * measured) < 1.3
 
 
 TASKS = [

@@ -22,10 +22,10 @@ from ..structure import SparseProduct
 from . import native
 from .arguments import require_sizes
 from .backend import BACKENDS, chain_of, resolved
+from .native import peek
 from .plan import Plan, merged_factors, plan_of
 
 _is_cast = torch.is_autocast_enabled
-_peek = torch._C._functorch.peek_interpreter_stack  # pyright: ignore[reportAttributeAccessIssue]
 _batched = torch._C._functorch.is_legacy_batchedtensor  # pyright: ignore[reportAttributeAccessIssue]
 _modes = torch._C._len_torch_dispatch_stack
 _PLAIN = {Tensor, Parameter}
@@ -48,7 +48,7 @@ def run(x: Tensor, factors: Sequence[Tensor], call: Call) -> Tensor:
         # a counter knows the operations of torch; registering ours with it would import the counter, and Triton with it
         return native.forward(x, factors, call.depths, call.last).contiguous()
     recording = torch.is_grad_enabled() and (x.requires_grad or any(w.requires_grad for w in factors))
-    if _peek() is not None:
+    if peek() is not None:
         return _Transformable.apply(x, call, *factors)
     if recording or forward_ad._current_level >= 0:
         return _Multiply.apply(x, call, *factors)
@@ -90,7 +90,7 @@ def holds_only_values(x: Tensor) -> bool:
 
 def _transformed() -> bool:
     """Whether tensors may carry more than their values: tangents, or what `torch.func` wraps around them."""
-    return forward_ad._current_level >= 0 or _peek() is not None
+    return forward_ad._current_level >= 0 or peek() is not None
 
 
 def _plain(x: Tensor, factors: Sequence[Tensor]) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-_peek = torch._C._functorch.peek_interpreter_stack  # pyright: ignore[reportAttributeAccessIssue]
+peek = torch._C._functorch.peek_interpreter_stack  # pyright: ignore[reportAttributeAccessIssue]
 Size = int | torch.SymInt  # symbolic while a model is traced
 FEW_ROWS = 8  # measured: above, it pays to bring the vectors into columns before the first factor
 
@@ -70,7 +70,7 @@ def _takes_hooks() -> bool:
     return (
         torch.is_grad_enabled()
         and not torch.compiler.is_compiling()
-        and _peek() is None
+        and peek() is None
         and torch._C._get_tracing_state() is None
     )
 

@@ -161,6 +161,10 @@ class Emitter:
         """The single number at an address."""
         return self.builder.load(self.builder.inttoptr(address, POINTER), align=self.item, typ=self.element)
 
+    def put(self, number: ir.Value, address: ir.Value) -> None:
+        """Write a single number."""
+        self.builder.store(number, self.builder.inttoptr(address, POINTER), align=self.item)
+
     def store(self, value: ir.Value, address: ir.Value, stream: bool = False) -> None:
         """Write a vector; with `stream` past the caches, which needs an address that is a multiple of the vector."""
         pointer = self.builder.inttoptr(address, POINTER)
@@ -171,8 +175,7 @@ class Emitter:
 
     def broadcast(self, address: ir.Value) -> ir.Value:
         """A vector with the one element at an address in every lane."""
-        pointer = self.builder.inttoptr(address, POINTER)
-        return self.splat(self.builder.load(pointer, align=self.item, typ=self.element))
+        return self.splat(self.number(address))
 
     def prefetch(self, address: ir.Value) -> None:
         """Ask for the line at an address, which will be read soon."""

@@ -184,8 +184,7 @@ def clear_row(e: TileEmitter, target: ir.Value) -> None:
 @tiled
 def copy_real(e: TileEmitter, source: ir.Value, target: ir.Value) -> None:
     """Copy one real number."""
-    value = e.builder.load(e.builder.inttoptr(source, POINTER), align=e.item, typ=e.element)
-    e.builder.store(value, e.builder.inttoptr(target, POINTER), align=e.item)
+    e.put(e.number(source), target)
 
 
 @tiled

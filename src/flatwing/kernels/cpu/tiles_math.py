@@ -177,8 +177,7 @@ def _dots(outputs: int) -> Any:
             totals = loop.carried
         for i, total in enumerate(totals):
             j, plane = divmod(i, e.planes)
-            pointer = e.builder.inttoptr(e.at(e.add(y, e.mul(yj, j)), plane * e.lanes), POINTER)
-            e.builder.store(total, pointer, align=e.item)
+            e.put(total, e.at(e.add(y, e.mul(yj, j)), plane * e.lanes))
 
     return tiled(dots)
 

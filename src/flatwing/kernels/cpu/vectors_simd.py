@@ -36,7 +36,7 @@ def _few(outputs: int) -> Any:
                 for total, start in zip(loop.carried, starts, strict=True)
             ]
         for j, total in enumerate(loop.carried):
-            e.builder.store(total, e.builder.inttoptr(e.add(y, e.mul(apart, j)), POINTER), align=e.item)
+            e.put(total, e.add(y, e.mul(apart, j)))
 
     return tiled(few)
 
